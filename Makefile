@@ -1,0 +1,34 @@
+# The front door; see README. Each target makes what it lacks.
+#
+# CACHE=DIR    where the environment, QEMU, the base tree and the objects are kept
+#              (default: ${XDG_CACHE_HOME:-~/.cache}/vfio-dirty-log)
+# KERNEL=DIR   a kernel tree of yours instead of Debian's linux-source-7.3
+# QEMU=FILE    an emulator of yours instead of the one that is built
+# MIRROR=URL   a Debian mirror, where the host's apt knows none
+# JOBS=N       parallel jobs (default: as many as there are processors)
+
+export CACHE KERNEL QEMU MIRROR JOBS
+.PHONY: help run check tree export mbox
+
+help:
+	@echo 'make run      build everything, boot it, show the dirty log of a real DMA device'
+	@echo 'make check    every check and test; the last line counts them'
+	@echo 'make tree     base + series as a git branch in build/linux: edit there'
+	@echo 'make export   that branch back into patches/, series.txt and the exported files'
+	@echo 'make mbox SIGNOFF="Name <mail>"   build/series.mbox, signed off, as one would send it'
+	@sed -n '/^# [A-Z]*=/,/^$$/s/^# \{0,1\}//p' Makefile
+
+run:
+	@scripts/run.sh
+
+check:
+	@scripts/check.sh
+
+tree:
+	@scripts/tree.sh branch
+
+export:
+	@scripts/export.sh
+
+mbox:
+	@scripts/export.sh mbox "$(SIGNOFF)"

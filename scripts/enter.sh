@@ -1,0 +1,36 @@
+#!/bin/bash
+# usage: enter.sh COMMAND [ARG...]
+#
+# Run a command inside the build environment. Everything has the same path there
+# on every host and for every checkout, so that objects built for one checkout
+# serve the next: /checkout (this tree), /cache, /src/linux and /obj (below
+# $BASE_DIR, see tree.sh), /kernel (KERNEL=, read-only). The root is read-only;
+# mounts and processes end with the command. No root yet: see env.sh.
+. "$(dirname "$0")/lib.sh"
+
+[ -d "$ENV_DIR" ] || die "no build environment in $CACHE yet: make tree makes it"
+export TOP CACHE ENV_DIR JOBS BASE_DIR KERNEL="${KERNEL:-}"
+exec unshare --mount --pid --fork --kill-child --propagation private bash -euc '
+	r=$ENV_DIR
+	mount --bind "$r" "$r"
+	cd / && cd "$r"
+	mount -o remount,bind,ro "$r"
+	mount --rbind /dev "$r/dev"
+	mount -t proc proc "$r/proc"
+	mount -t sysfs -o ro sysfs "$r/sys"
+	for d in tmp run root var/tmp var/cache/apt var/lib/apt/lists; do mount -t tmpfs tmpfs "$r/$d"; done
+	if [ -e /etc/resolv.conf ]; then mount --bind /etc/resolv.conf "$r/etc/resolv.conf"; fi
+	mount --bind "$TOP" "$r/checkout"
+	mount --bind "$CACHE" "$r/cache"
+	if [ -d "$BASE_DIR" ]; then
+		mount --bind "$BASE_DIR/src" "$r/src/linux"
+		mount --bind "$BASE_DIR/obj" "$r/obj"
+	fi
+	if [ -n "$KERNEL" ]; then
+		mount --bind "$KERNEL" "$r/kernel"
+		mount -o remount,bind,ro "$r/kernel"
+	fi
+	cd /
+	exec chroot "$r" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TERM=dumb \
+		JOBS="$JOBS" "$@"
+' enter "$@"

@@ -1,0 +1,47 @@
+#!/bin/bash
+# The guest's first process (/init of the initramfs). The kernel's messages go to the
+# first serial port; this script's output, TAP, to the second. The kernel hands over
+# run=check or run=demo from its command line.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C TMPDIR=/tmp
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/shm
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /tmp
+mount -t debugfs debugfs /sys/kernel/debug
+stty -F /dev/ttyS1 raw 2>/dev/null
+exec </dev/null >/dev/ttyS1 2>&1
+
+leave() {
+	echo "# guest: exit status $1"
+	sleep 0.5
+	busybox poweroff -f
+	sleep 60
+}
+
+echo 64 >/proc/sys/vm/nr_hugepages
+cd /kselftest/vfio || leave 1
+devices=(0000:01:00.0 0000:02:00.0)
+scripts/setup.sh "${devices[@]}" >/dev/console 2>&1 || {
+	echo "Bail out! scripts/setup.sh failed"
+	leave 1
+}
+# The first device for every test; both for those that take several.
+export VFIO_SELFTESTS_BDF=${devices[0]}
+export KSELFTEST_VFIO_PCI_DEVICE_INIT_PERF_TEST_ARGS="${devices[*]}"
+export KSELFTEST_VFIO_DIRTY_LOG_TEST_ARGS="${devices[*]}"
+
+case ${run:-check} in
+demo)
+	VFIO_DIRTY_LOG_VERBOSE=1 ./vfio_dirty_log_test
+	leave $?
+	;;
+*)
+	# memcpy_storm copies 250 GB: hours under an emulator without hardware help.
+	export KSELFTEST_VFIO_PCI_DRIVER_TEST_ARGS="-T memcpy_storm"
+	# The runner's own limit of 45 s a test is meant for hardware.
+	cd /kselftest && ./run_kselftest.sh -c vfio -o 300
+	leave $?
+	;;
+esac

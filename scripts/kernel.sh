@@ -1,0 +1,59 @@
+#!/bin/bash
+# Build the patched kernel, VFIO's selftests and an initramfs to run them from, in the
+# cache: objects in $BASE_DIR/obj, results in $BASE_DIR/obj/boot. Only what changed is
+# built again; where commit, configuration and recipe are the same, nothing is run.
+. "$(dirname "$0")/lib.sh"
+prepare
+"$TOP/scripts/tree.sh" apply
+
+boot=$BASE_DIR/obj/boot
+key=$(git --git-dir="$BASE_DIR/git" rev-parse series)-$(key_of "$TOP"/scripts/{packages,env.sh,kernel.config,kernel.sh,guest.sh})
+if [ "$(cat "$boot/key" 2>/dev/null)" = "$key" ]; then
+	say "the kernel is built already"
+	exit 0
+fi
+need_room 2000 "the kernel's objects"
+rm -rf "$boot"
+about=1
+[ -e "$BASE_DIR/obj/vmlinux" ] || about=10
+
+long kernel $about enter bash -euc '
+	# Fixed, so that nothing is built again for their sake.
+	export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=vfio KBUILD_BUILD_HOST=vfio
+	cd /src/linux
+	cat /checkout/scripts/kernel.config tools/testing/selftests/vfio/config >/obj/wanted.config 2>/dev/null || :
+	if [ ! -e /obj/.config ] || ! cmp -s /obj/wanted.config /obj/merged.config; then
+		make -s O=/obj KCONFIG_ALLCONFIG=/obj/wanted.config allnoconfig
+		cp /obj/wanted.config /obj/merged.config
+	fi
+	sed -n "/^CONFIG_/p" /obj/wanted.config | sort -u | grep -vxFf /obj/.config >/obj/lacking || :
+	if [ -s /obj/lacking ]; then
+		echo "the configuration does not take:" && cat /obj/lacking
+		exit 1
+	fi
+	make O=/obj -j "$JOBS" bzImage
+	make -s O=/obj headers
+	rm -rf /obj/install
+	make -s -C tools/testing/selftests O=/obj TARGETS=vfio -j "$JOBS" INSTALL_PATH=/obj/install install
+' || die "the kernel could not be built"
+
+long initramfs 1 enter bash -euc '
+	root=/tmp/initramfs
+	mkdir -p $root/usr/{bin,sbin,lib,lib64} $root/{dev,proc,sys,tmp,root,etc}
+	for dir in bin sbin lib lib64; do ln -s usr/$dir $root/$dir; done
+	ln -s /proc/self/mounts $root/etc/mtab
+	dracut-install -D $root -l -a bash sh awk mawk basename busybox cat chmod cp cut date dd dirname dmesg echo env \
+		expr false find grep head hostname id kill ln ls mkdir mktemp mount mv nproc printf ps readlink \
+		rm rmdir sed seq sleep sort stdbuf stty tail tee test timeout touch tr true umount uname uniq wc which xargs
+	dracut-install -D $root /usr/libexec/coreutils/libstdbuf.so
+	cp -a /obj/install $root/kselftest
+	find /obj/install/vfio -type f -perm /100 -print0 | xargs -0 dracut-install -D $root -l
+	rm -rf $root/obj
+	install -m 755 /checkout/scripts/guest.sh $root/init
+	cd $root
+	mkdir /obj/boot.tmp
+	find . -print0 | sort -z | cpio --quiet -0 -o -H newc >/obj/boot.tmp/initramfs
+	cp /obj/arch/x86/boot/bzImage /obj/boot.tmp/
+	echo "$1" >/obj/boot.tmp/key
+	mv /obj/boot.tmp /obj/boot
+' initramfs "$key" || die "the initramfs could not be made"

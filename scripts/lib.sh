@@ -1,0 +1,106 @@
+# Shared by the scripts beside it: paths, messages, long steps, the lock on the cache.
+# shellcheck shell=bash disable=SC2034
+set -euo pipefail
+umask 022
+export LC_ALL=C
+
+TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+CACHE=${CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/vfio-dirty-log}
+case $CACHE in /*) ;; *) CACHE=$PWD/$CACHE ;; esac
+JOBS=${JOBS:-$(nproc)}
+BUILD=$TOP/build
+LOGS=$BUILD/logs
+
+key_of() { cat -- "$@" 2>/dev/null | sha256sum | cut -c1-12; }
+ENV_DIR=$CACHE/env-$(key_of "$TOP/scripts/packages" "$TOP/scripts/env.sh")
+QEMU_DIR=$CACHE/qemu-$(key_of "$TOP"/scripts/{packages,qemu.sh} "$TOP"/scripts/qemu/{series,*.patch})
+
+# The base tree in the cache: git (repository), src (the tree that is built), obj,
+# kunit. Named by the version in series.txt, or by what KERNEL= holds.
+series_header() { sed -n "s/^# $1: *//p" "$TOP/series.txt" 2>/dev/null | head -n 1; }
+user_git() { git -c safe.directory='*' -C "$KERNEL" "$@"; }
+base_name() {
+	if [ -z "${KERNEL:-}" ]; then
+		series_header base | awk '{ v = $2 } END { print "linux-" (v ? v : "newest") }'
+	elif [ -e "$KERNEL/.git" ]; then
+		echo "linux-user-$(user_git rev-parse --short=12 'HEAD^{tree}')"
+	else
+		echo "linux-user-$(cd "$KERNEL" && find . -type f -printf '%P %s %T@\n' | sort | sha256sum | cut -c1-12)"
+	fi
+}
+
+say() { printf '%s\n' "$*"; }
+warn() { printf 'warning: %s\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+if [ -n "${KERNEL:-}" ]; then
+	[ -f "$KERNEL/Kbuild" ] || die "KERNEL=$KERNEL is not a kernel tree"
+	KERNEL=$(realpath -- "$KERNEL")
+fi
+export BASE_DIR=${BASE_DIR:-$CACHE/$(base_name)}
+
+hms() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+
+# need_room MEGABYTES WHAT: stop before a step that the disk cannot hold.
+need_room() {
+	local free
+	free=$(($(df --output=avail -k "$CACHE" | tail -n 1) / 1024))
+	[ "$free" -ge "$1" ] || die "no room for $2: $1 MB needed in $CACHE, $free MB free (CACHE= moves it)"
+}
+
+# Root, directories, and the cache to ourselves until this process ends. The
+# scripts that this one starts inherit the lock.
+prepare() {
+	[ "$(id -u)" = 0 ] || die "needs root (a chroot and a private mount namespace): run it as root or with sudo"
+	mkdir -p "$LOGS" "$CACHE" 2>/dev/null || die "cannot create $LOGS and $CACHE"
+	[ "${CACHE_LOCKED:-}" != "$CACHE" ] || return 0
+	exec 9>"$CACHE/lock"
+	if ! flock -n 9; then
+		say "waiting for another run that uses $CACHE"
+		flock 9
+	fi
+	export CACHE_LOCKED=$CACHE
+	rm -rf "$CACHE"/tmp.*
+}
+
+# On every way out: end the long step that runs, remove what is half made.
+long_pid=
+tmp=
+finish() {
+	[ -z "$long_pid" ] || kill -KILL "$long_pid" 2>/dev/null || :
+	[ -z "$tmp" ] || rm -rf "$tmp"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# long NAME MINUTES COMMAND...: run a step that takes long, its output in
+# build/logs/NAME.log; print what it is, how far it is, and of about how much.
+long() {
+	local name=$1 about=$2 log start pid last rc=0 tick=0
+	shift 2
+	log=$LOGS/${name//[^a-zA-Z0-9.-]/-}.log
+	start=$SECONDS
+	say "  $name: started (about $about min; log: ${log#"$TOP/"})"
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	long_pid=$pid
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 1
+		tick=$((tick + 1))
+		if [ $((tick % 30)) = 0 ]; then
+			last=$(tail -c 300 "$log" | tr '\r' '\n' | grep -v '^[[:space:]]*$' | tail -n 1 | cut -c1-60 || :)
+			say "  $name: $(hms $((SECONDS - start))) of about $about:00  $last"
+		fi
+	done
+	wait "$pid" || rc=$?
+	long_pid=
+	if [ "$rc" != 0 ]; then
+		tail -n 25 "$log" | sed 's/^/    /' >&2
+		warn "$name failed after $(hms $((SECONDS - start))); the whole log is ${log#"$TOP/"}"
+		return "$rc"
+	fi
+	say "  $name: done in $(hms $((SECONDS - start)))"
+}
+
+# enter COMMAND...: run a command in the environment, as enter.sh has it.
+enter() { "$TOP/scripts/enter.sh" "$@"; }

@@ -1,0 +1,33 @@
+#!/bin/bash
+# Build the emulator in the cache: Debian's QEMU 10.0 with the patches of
+# scripts/qemu/ (quilt order), which teach its emulated VT-d to track dirty pages.
+# Prints nothing when it is there already, or when QEMU= names another.
+. "$(dirname "$0")/lib.sh"
+[ -z "${QEMU:-}" ] || exit 0
+prepare
+"$TOP/scripts/env.sh"
+[ ! -d "$QEMU_DIR" ] || exit 0
+
+need_room 2500 "QEMU's build"
+tmp=$CACHE/tmp.qemu
+mkdir -p "$tmp"
+long QEMU 6 enter bash -euc '
+	cd /cache/tmp.qemu
+	apt-get -q -o APT::Update::Error-Mode=any -o Acquire::Retries=2 update
+	version=$(apt-cache showsrc qemu | sed -n "s/^Version: //p" | grep "^1:10\.0\." | sort -V | tail -n 1)
+	apt-get -q source --download-only "qemu=$version"
+	dpkg-source --no-check -x qemu_*.dsc src
+	cd src
+	if [ -f /checkout/scripts/qemu/series ]; then
+		QUILT_PATCHES=/checkout/scripts/qemu quilt push -a --fuzz=0
+	fi
+	mkdir ../obj
+	cd ../obj
+	../src/configure --target-list=x86_64-softmmu --without-default-features --enable-tcg \
+		--enable-system --enable-virtfs --enable-attr --disable-docs --disable-install-blobs
+	ninja -j "$JOBS" qemu-system-x86_64
+	./qemu-system-x86_64 --version
+' || die "QEMU could not be built"
+mkdir "$tmp/out"
+mv "$tmp/obj/qemu-system-x86_64" "$tmp/out/"
+mv "$tmp/out" "$QEMU_DIR"
