@@ -42,12 +42,12 @@ long initramfs 1 enter bash -euc '
 	mkdir -p $root/usr/{bin,sbin,lib,lib64} $root/{dev,proc,sys,tmp,root,etc}
 	for dir in bin sbin lib lib64; do ln -s usr/$dir $root/$dir; done
 	ln -s /proc/self/mounts $root/etc/mtab
-	dracut-install -D $root -l -a bash sh awk mawk basename busybox cat chmod cp cut date dd dirname dmesg echo env \
+	/usr/lib/dracut/dracut-install -D $root -l -a bash sh awk mawk basename busybox cat chmod cp cut date dd dirname dmesg echo env \
 		expr false find grep head hostname id kill ln ls mkdir mktemp mount mv nproc printf ps readlink \
 		rm rmdir sed seq sleep sort stdbuf stty tail tee test timeout touch tr true umount uname uniq wc which xargs
-	dracut-install -D $root /usr/libexec/coreutils/libstdbuf.so
+	/usr/lib/dracut/dracut-install -D $root /usr/libexec/coreutils/libstdbuf.so
 	cp -a /obj/install $root/kselftest
-	find /obj/install/vfio -type f -perm /100 -print0 | xargs -0 dracut-install -D $root -l
+	find /obj/install/vfio -type f -perm /100 -print0 | xargs -0 /usr/lib/dracut/dracut-install -D $root -l
 	rm -rf $root/obj
 	install -m 755 /checkout/scripts/guest.sh $root/init
 	cd $root

@@ -1,0 +1,137 @@
+#!/bin/bash
+# Every check, the cheap ones first. The last line on stdout counts them: each check,
+# each KUnit case and each selftest is one. Exit status 0 only if none failed and every
+# group of tests ran some.
+. "$(dirname "$0")/lib.sh"
+set +e
+passed=0 failed=0 skipped=0 current=start
+begin=$SECONDS
+
+closing() {
+	finish
+	if [ -n "$current" ]; then
+		say "not ok  stopped in: $current"
+		failed=$((failed + 1))
+	fi
+	say "# $(hms $((SECONDS - begin))) in all; logs in build/logs"
+	say "$passed passed, $failed failed, $skipped skipped"
+	if [ "$failed" = 0 ] && [ "$passed" -gt 0 ]; then exit 0; else exit 1; fi
+}
+trap closing EXIT
+
+# check NAME COMMAND...: one check; its output is shown when it fails.
+check() {
+	local start=$SECONDS log
+	current=$1
+	log=$LOGS/check-${1//[^a-zA-Z0-9]/-}.log
+	shift
+	if "$@" >"$log" 2>&1 </dev/null; then
+		passed=$((passed + 1))
+		say "ok      $current ($(hms $((SECONDS - start)))) $(tail -n 1 "$log" | cut -c1-70)"
+		current=
+		return 0
+	fi
+	failed=$((failed + 1))
+	say "not ok  $current ($(hms $((SECONDS - start))))"
+	tail -n 25 "$log" | sed 's/^/        /'
+	current=
+	return 1
+}
+
+# add NAME PASSED FAILED SKIPPED: the counts of a group of tests.
+add() {
+	passed=$((passed + $2)) failed=$((failed + $3)) skipped=$((skipped + $4))
+	say "        $1: $2 passed, $3 failed, $4 skipped"
+	if [ "$2" = 0 ]; then
+		say "not ok  $1: no test passed"
+		failed=$((failed + 1))
+	fi
+}
+
+# step NAME COMMAND...: a check that later ones stand on and that may take long: its
+# output is shown as it comes, and it is the last one if it fails.
+step() {
+	local start=$SECONDS
+	current=$1
+	shift
+	"$@" </dev/null || exit 1
+	passed=$((passed + 1))
+	say "ok      $current ($(hms $((SECONDS - start))))"
+	current=
+}
+
+kunit_counts() {
+	sed -n 's/.*Ran [0-9]* tests: //p' "$1" | tail -n 1 | tr ',' '\n' | awk -F': *' '
+		{ gsub(/ /, "", $1); n[$1] = $2 }
+		END { print n["passed"] + 0, n["failed"] + n["crashed"] + n["errors"] + 0, n["skipped"] + 0 }'
+}
+
+# A test program counts by its subtests; where it shows none, or fails although none of
+# them did, by itself. What the plan names and never came is a failure.
+tap_counts() {
+	tr -d '\r' <"$1" | awk '
+		/^1\.\.[0-9]+/ { plan = substr($0, 4) + 0 }
+		/^# (not )?ok [0-9]+ / {
+			n++
+			if (/^# not/) { bad++; f++ } else if (/# SKIP/) s++; else p++
+		}
+		/^(not )?ok [0-9]+ / {
+			top++
+			if (/^not/) { if (!bad) f++ } else if (!n) { if (/# SKIP/) s++; else p++ }
+			n = bad = 0
+		}
+		END { if (top < plan) f += plan - top; print p + 0, f + 0, s + 0 }'
+}
+
+vm_tests() {
+	current="selftests, $1 dirty log"
+	if long "selftests, $1 dirty log" "$3" "$TOP/scripts/vm.sh" "$2" check; then
+		passed=$((passed + 1))
+	else
+		failed=$((failed + 1))
+	fi
+	# shellcheck disable=SC2046 # three words
+	add "selftests, $1 dirty log" $(tap_counts "$LOGS/vm-$2-check.tap")
+	tr -d '\r' <"$LOGS/vm-$2-check.tap" | grep -E '^(# )?not ok' | sed 's/^/        /'
+	current=
+}
+
+no_device() {
+	enter bash -euc '
+		cp -a /obj/install /tmp/kselftest
+		cd /tmp/kselftest
+		./run_kselftest.sh -c vfio >/tmp/tap
+		cat /tmp/tap
+		if grep -E "^(not )?ok" /tmp/tap | grep -v "# SKIP"; then exit 1; fi
+		grep -c "# SKIP" /tmp/tap | sed "s/\$/ test programs skipped/"
+	'
+}
+
+prepare
+step "environment" "$TOP/scripts/env.sh"
+check "shellcheck" enter bash -c 'cd /checkout && shellcheck scripts/*.sh .ci/run'
+step "the series applies with git am" "$TOP/scripts/tree.sh" apply
+check "make export changes nothing" "$TOP/scripts/export.sh" check
+check "checkpatch.pl --strict --codespell" "$TOP/scripts/checkpatch.sh"
+step "kernel and selftests build" "$TOP/scripts/kernel.sh"
+check "selftests without a device are skipped" no_device
+step "QEMU" "$TOP/scripts/qemu.sh"
+if [ -n "${QEMU:-}" ] && ! "$QEMU" -device intel-iommu,help | grep -q x-ssads; then
+	say "skip    selftests, hardware's dirty log: this QEMU cannot track dirty pages"
+	skipped=$((skipped + 1))
+else
+	vm_tests "hardware's" hw 3
+fi
+vm_tests pessimistic pessimistic 3
+
+current=KUnit
+about=2
+[ -e "$BASE_DIR/obj/kunit/linux" ] || about=8
+if long KUnit $about "$TOP/scripts/kunit.sh"; then
+	passed=$((passed + 1))
+else
+	failed=$((failed + 1))
+fi
+# shellcheck disable=SC2046 # three words
+add KUnit $(kunit_counts "$LOGS/KUnit.log")
+current=
