@@ -21,7 +21,7 @@ long kernel $about enter bash -euc '
 	# Fixed, so that nothing is built again for their sake.
 	export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=vfio KBUILD_BUILD_HOST=vfio
 	cd /src/linux
-	cat /checkout/scripts/kernel.config tools/testing/selftests/vfio/config >/obj/wanted.config 2>/dev/null || :
+	cat /checkout/scripts/kernel.config tools/testing/selftests/vfio/config{,.x86_64} >/obj/wanted.config 2>/dev/null || :
 	if [ ! -e /obj/.config ] || ! cmp -s /obj/wanted.config /obj/merged.config; then
 		make -s O=/obj KCONFIG_ALLCONFIG=/obj/wanted.config allnoconfig
 		cp /obj/wanted.config /obj/merged.config
