@@ -18,9 +18,9 @@ long QEMU 6 enter bash -euc '
 	apt-get -q source --download-only "qemu=$version"
 	dpkg-source --no-check -x qemu_*.dsc src
 	cd src
-	if [ -f /checkout/scripts/qemu/series ]; then
-		QUILT_PATCHES=/checkout/scripts/qemu quilt push -a --fuzz=0
-	fi
+	for patch in $(sed "/^#/d" /checkout/scripts/qemu/series); do
+		patch -p1 --fuzz=0 <"/checkout/scripts/qemu/$patch"
+	done
 	mkdir ../obj
 	cd ../obj
 	../src/configure --target-list=x86_64-softmmu --without-default-features --enable-tcg \
