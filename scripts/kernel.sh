@@ -7,7 +7,7 @@ prepare
 "$TOP/scripts/tree.sh" apply
 
 boot=$BASE_DIR/obj/boot
-key=$(git --git-dir="$BASE_DIR/git" rev-parse series)-$(key_of "$TOP"/scripts/{packages,env.sh,kernel.config,kernel.sh,guest.sh})
+key=$(cat "$BASE_DIR/git/refs/heads/series")-$(key_of "$TOP"/scripts/{packages,env.sh,kernel.config,kernel.sh,guest.sh})
 if [ "$(cat "$boot/key" 2>/dev/null)" = "$key" ]; then
 	say "the kernel is built already"
 	exit 0

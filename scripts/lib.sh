@@ -66,7 +66,7 @@ prepare() {
 long_pid=
 tmp=
 finish() {
-	[ -z "$long_pid" ] || kill -KILL "$long_pid" 2>/dev/null || :
+	[ -z "$long_pid" ] || kill -KILL -- "-$long_pid" 2>/dev/null || :
 	[ -z "$tmp" ] || rm -rf "$tmp"
 }
 trap finish EXIT
@@ -81,7 +81,9 @@ long() {
 	log=$LOGS/${name//[^a-zA-Z0-9.-]/-}.log
 	start=$SECONDS
 	say "  $name: started (about $about min; log: ${log#"$TOP/"})"
+	set -m # a process group of its own, for finish
 	"$@" >"$log" 2>&1 </dev/null &
+	set +m
 	pid=$!
 	long_pid=$pid
 	while kill -0 "$pid" 2>/dev/null; do

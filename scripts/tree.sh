@@ -41,19 +41,14 @@ fetch_debian='
 	set -- "linux-source-7.3 $(cat version)"'
 
 get_base() {
-	local want sum real=$name
+	local real=$name
 	need_room 6000 "the kernel tree"
 	tmp=$CACHE/tmp.base
 	mkdir -p "$tmp/src" "$tmp/obj" "$tmp/kunit"
 	if [ -z "${KERNEL:-}" ]; then
-		want=$(series_header base | awk '{print $2}')
-		long "kernel source" 3 enter "${who[@]}" "${when[@]}" bash -euc "$fetch_debian$commit_base" base "$want" ||
+		long "kernel source" 3 enter "${who[@]}" "${when[@]}" bash -euc "$fetch_debian$commit_base" base "${name#linux-}" ||
 			die "the kernel source could not be fetched; is there a network? (KERNEL=DIR takes a tree of yours)"
-		sum=$(series_header base-sha256)
 		real=linux-$(cat "$tmp/version")
-		if [ "$real" = "linux-$want" ] && [ -n "$sum" ] && [ "$sum" != "$(cat "$tmp/sha256")" ]; then
-			die "linux-source-7.3 $want has SHA-256 $(cat "$tmp/sha256"); series.txt says $sum"
-		fi
 	else
 		if [ -e "$KERNEL/.git" ]; then
 			user_git diff --quiet HEAD || warn "changes in $KERNEL that are not committed are left out"
@@ -70,7 +65,12 @@ get_base() {
 
 [ -d "$BASE_DIR" ] || get_base
 real=$(basename "$(readlink -f "$BASE_DIR")")
-[ "$real" = "$name" ] || warn "the base is $real; the series was made on $name"
+sum=$(series_header base-sha256)
+if [ "$real" != "$name" ]; then
+	warn "the base is $real; the series was made on $name"
+elif [ -z "${KERNEL:-}" ] && [ -n "$sum" ] && [ "$sum" != "$(cat "$BASE_DIR/sha256")" ]; then
+	die "$name: its tarball has SHA-256 $(cat "$BASE_DIR/sha256"), series.txt says $sum"
+fi
 
 # git am in an empty work tree with an index of its own: it needs the files it touches
 # only, and what is built is not disturbed. An `am` that stopped leaves no trace.
@@ -82,7 +82,7 @@ enter "${who[@]}" bash -euc '
 	export GIT_INDEX_FILE=/tmp/index
 	git read-tree base
 	patches=$(sed "/^#/d; /^[[:space:]]*$/d; s,^,/checkout/patches/," /checkout/series.txt)
-	git am --committer-date-is-author-date $patches || {
+	[ -z "$patches" ] || git am --committer-date-is-author-date $patches || {
 		rm -rf "$GIT_DIR/rebase-apply"
 		exit 1
 	}

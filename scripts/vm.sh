@@ -33,7 +33,7 @@ else
 		-serial "file:/checkout/build/logs/$console" -serial stdio </dev/null || rc=$?
 fi | tee "$LOGS/vm-$iommu-$run.tap" | tr -d '\r'
 status=$(sed -n 's/^# guest: exit status //p' "$LOGS/vm-$iommu-$run.tap" | tr -d '\r')
-trouble=$(grep -E 'BUG:|WARNING:|Oops|panic|general protection|blocked for more than|stall|UBSAN:|KASAN:|list_(add|del) corruption|use-after-free' \
+trouble=$(grep -E 'BUG:|WARNING:|Oops:|Kernel panic|general protection|blocked for more than|rcu.*stall|soft lockup|UBSAN:|KASAN:|list_(add|del) corruption' \
 	"$LOGS/$console" | head -n 5 || :)
 
 if [ "${status:-}" = 0 ] && [ -z "$trouble" ]; then
