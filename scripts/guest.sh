@@ -23,8 +23,8 @@ leave() {
 echo 64 >/proc/sys/vm/nr_hugepages
 cd /kselftest/vfio || leave 1
 devices=(0000:01:00.0 0000:02:00.0)
-scripts/setup.sh "${devices[@]}" >/dev/console 2>&1 || {
-	echo "Bail out! scripts/setup.sh failed"
+./setup.sh "${devices[@]}" >/dev/console 2>&1 || {
+	echo "Bail out! setup.sh failed"
 	leave 1
 }
 export VFIO_SELFTESTS_BDF="${devices[*]}"
