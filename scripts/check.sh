@@ -69,7 +69,7 @@ kunit_counts() {
 # A test program counts by its subtests; where it shows none, or fails although none of
 # them did, by itself. What the plan names and never came is a failure.
 tap_counts() {
-	tr -d '\r' <"$1" | awk '
+	awk '
 		/^1\.\.[0-9]+/ { plan = substr($0, 4) + 0 }
 		/^# (not )?ok [0-9]+ / {
 			n++
@@ -80,7 +80,7 @@ tap_counts() {
 			if (/^not/) { if (!bad) f++ } else if (!n) { if (/# SKIP/) s++; else p++ }
 			n = bad = 0
 		}
-		END { if (top < plan) f += plan - top; print p + 0, f + 0, s + 0 }'
+		END { if (top < plan) f += plan - top; print p + 0, f + 0, s + 0 }' "$1"
 }
 
 vm_tests() {
@@ -92,7 +92,7 @@ vm_tests() {
 	fi
 	# shellcheck disable=SC2046 # three words
 	add "selftests, $1 dirty log" $(tap_counts "$LOGS/vm-$2-check.tap")
-	tr -d '\r' <"$LOGS/vm-$2-check.tap" | grep -E '^(# )?not ok' | sed 's/^/        /'
+	grep -E '^(# )?not ok' "$LOGS/vm-$2-check.tap" | sed 's/^/        /'
 	current=
 }
 

@@ -15,11 +15,11 @@ boot=$BASE_DIR/obj/boot
 device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
 [ "$iommu" = pessimistic ] || device+=,x-ssads=on
 # shellcheck disable=SC2054 # commas belong to QEMU's options
-machine=(-accel tcg,thread=multi -machine q35,kernel-irqchip=split -cpu max -smp 2 -m 3G
+machine=(-accel tcg,thread=multi -machine q35,kernel-irqchip=split -cpu max -smp 2 -m 4G
 	-device "$device" -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
 	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0
-	-append "console=ttyS0 loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu")
+	-append "console=ttyS0 no_timer_check loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu")
 
 : >"$LOGS/$console"
 rc=0
@@ -31,8 +31,8 @@ else
 	enter timeout "$limit" "/cache/${QEMU_DIR##*/}/qemu-system-x86_64" "${machine[@]}" \
 		-L /usr/share/qemu -L /usr/share/seabios -kernel /obj/boot/bzImage -initrd /obj/boot/initramfs \
 		-serial "file:/checkout/build/logs/$console" -serial stdio </dev/null || rc=$?
-fi | tee "$LOGS/vm-$iommu-$run.tap" | tr -d '\r'
-status=$(sed -n 's/^# guest: exit status //p' "$LOGS/vm-$iommu-$run.tap" | tr -d '\r')
+fi | tee "$LOGS/vm-$iommu-$run.tap"
+status=$(sed -n 's/^# guest: exit status //p' "$LOGS/vm-$iommu-$run.tap")
 trouble=$(grep -E 'BUG:|WARNING:|Oops:|Kernel panic|general protection|blocked for more than|rcu.*stall|soft lockup|UBSAN:|KASAN:|list_(add|del) corruption' \
 	"$LOGS/$console" | head -n 5 || :)
 
