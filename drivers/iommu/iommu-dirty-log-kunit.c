@@ -306,6 +306,7 @@ static void test_invalid(struct kunit *test)
 		unsigned long iova;
 		size_t size;
 	} ranges[] = {
+		{ 0, 0 },
 		{ MAP_4K, 0 },
 		{ TOP(SZ_4K), SZ_8K },
 		{ SZ_4K * 2, TOP(SZ_4K) },

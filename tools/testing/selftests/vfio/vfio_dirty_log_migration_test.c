@@ -2,15 +2,16 @@
 /*
  * What the dirty log is for, from end to end: devices write by DMA into a region
  * while it is "migrated", that is, copied to a second buffer in the way of a VMM.
- * Rounds of asking the log, clearing a chunk of it and copying the chunk; then
- * the devices stop, a last round is made, and both must be equal, byte by byte.
+ * Rounds of asking the log, clearing a chunk of it and copying the chunk; the
+ * devices stop amid a round, a last one is made, and both must be equal, byte by
+ * byte.
  *
  * Nothing here depends on what the log says being right: a page that the log
  * forgets is a difference between the two buffers. So that the copier cannot win
  * by luck,
- *  - the devices never pause before the last round, and each chunk is cleared and
- *    copied only while they go on: the copier waits for further writes before,
- *    amid and after the copy;
+ *  - the devices do not pause before that, and each chunk is cleared and copied
+ *    while they go on: the copier waits for further writes before and amid the
+ *    copy;
  *  - they keep coming back to a few pages, whose translations are hot;
  *  - every migration has a floor under the DMA writes and the pages they dirtied;
  *  - the test "wrong_order" clears after copying, and pages have to be missing.
@@ -53,6 +54,7 @@
 #define MIN_DIRTIED		8
 
 #define MAX_DEVICES		2
+#define NEVER			(~0UL)
 #define HOT_PAGES		4
 
 #define TEST_IOVA		(16UL * SZ_1G)
@@ -365,11 +367,22 @@ static void clear_chunk(struct vm *vm, const struct how *how, u64 first)
 			      how->backing->chunk * vm->log.pgsize, vm->bitmap + first / 64);
 }
 
+static void stop_devices(struct vm *vm, const struct how *how)
+{
+	int i;
+
+	for (i = 0; i < how->nr_devices; i++) {
+		if (vm->writers[i].run)
+			writer_pause(&vm->writers[i]);
+	}
+}
+
 /*
- * Ask the log once and copy what it names. Returns the number of pages that were
- * named although no device writes near them.
+ * Ask the log once and copy what it names. The devices stop when page @stop has
+ * been dealt with, if they run. Returns the number of pages that were named
+ * although no device writes near them.
  */
-static u64 migrate_round(struct vm *vm, const struct how *how, bool wrong_order)
+static u64 migrate_round(struct vm *vm, const struct how *how, bool wrong_order, u64 stop)
 {
 	u64 strangers = 0;
 	u64 page, first;
@@ -406,6 +419,11 @@ static u64 migrate_round(struct vm *vm, const struct how *how, bool wrong_order)
 			let_devices_write(vm, how);
 			clear_chunk(vm, how, first);
 		}
+
+		if (first <= stop && stop < first + how->backing->chunk) {
+			let_devices_write(vm, how);
+			stop_devices(vm, how);
+		}
 	}
 
 	return strangers;
@@ -431,6 +449,11 @@ static void migrate(struct __test_metadata *_metadata, struct vm *vm, const stru
 	if (leaves > 1) {
 		vm->working_set = leaves / 2 * vm->pages_per_leaf;
 		vm->first = rng_next(&rng) % (leaves - leaves / 2 + 1) * vm->pages_per_leaf;
+		/* Often at one of its ends */
+		if (migration % 4 == 1)
+			vm->first = 0;
+		if (migration % 4 == 2)
+			vm->first = vm->npages - vm->working_set;
 	} else {
 		vm->working_set = vm->npages;
 		vm->first = 0;
@@ -445,6 +468,7 @@ static void migrate(struct __test_metadata *_metadata, struct vm *vm, const stru
 		w->pgsize = vm->log.pgsize;
 		for (j = 0; j < HOT_PAGES; j++)
 			w->hot[j] = vm->first + rng_next(&rng) % vm->working_set;
+		w->hot[0] = vm->first + (migration / 4 % 2 ? 0 : vm->working_set - 1);
 		writer_run(w);
 	}
 
@@ -462,16 +486,21 @@ static void migrate(struct __test_metadata *_metadata, struct vm *vm, const stru
 	memcpy(vm->copy, vm->region.vaddr, vm->region.size);
 
 	while (result->rounds < MIN_ROUNDS || writes(vm, how) - start < MIN_WRITES) {
-		result->strangers += migrate_round(vm, how, wrong_order);
+		result->strangers += migrate_round(vm, how, wrong_order, NEVER);
 		result->rounds++;
 		let_devices_write(vm, how);
 		ASSERT_LT(seconds(), end);
 	}
 
-	for (i = 0; i < how->nr_devices; i++)
-		writer_pause(&vm->writers[i]);
+	/*
+	 * Stop in the middle of a round: what was written to a chunk after its copy
+	 * has to survive that its neighbours are cleared.
+	 */
+	result->strangers += migrate_round(vm, how, wrong_order,
+					   vm->first + rng_next(&rng) % vm->working_set);
+	stop_devices(vm, how);
 
-	result->strangers += migrate_round(vm, how, false);
+	result->strangers += migrate_round(vm, how, false, NEVER);
 	result->writes = writes(vm, how) - start;
 	iommu_dirty_log_stop(vm->iommu);
 

@@ -17,6 +17,8 @@
  *						log is the other one or is missing
  *  VFIO_DIRTY_LOG_VERBOSE=1			let the tests "show" print a table
  */
+#include <fcntl.h>
+#include <libgen.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -25,6 +27,7 @@
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <linux/iommufd.h>
@@ -35,6 +38,7 @@
 
 #include <libvfio.h>
 
+#include "test_modules/test_vfio_emulated.h"
 #include "kselftest_harness.h"
 
 #define FLAG_START	VFIO_IOMMU_DIRTY_PAGES_FLAG_START
@@ -75,6 +79,9 @@ struct mapping {
 	u64 min_leaf, max_leaf;
 
 	u8 *state;
+
+	/* Pinned by a device without IOMMU: dirty for as long as that lasts. */
+	u8 *pinned;
 };
 
 struct env {
@@ -122,15 +129,29 @@ static iova_t page_iova(struct env *e, struct mapping *m, u64 page)
 
 /* ---- The model ---- */
 
-static void model_reset(struct env *e, struct mapping *m)
-{
-	memset(m->state, e->log.hw ? PAGE_CLEAN : PAGE_DIRTY, m->npages);
-}
-
 static void model_clear(struct env *e, struct mapping *m, u64 page)
 {
+	m->state[page] = e->log.hw && !m->pinned[page] ? PAGE_CLEAN : PAGE_DIRTY;
+}
+
+static void model_reset(struct env *e, struct mapping *m)
+{
+	u64 page;
+
+	for (page = 0; page < m->npages; page++)
+		model_clear(e, m, page);
+}
+
+/* A mapping that is new to the IOMMU. */
+static void model_map(struct env *e, struct mapping *m)
+{
+	model_reset(e, m);
+
+#ifdef __aarch64__
+	/* SMMUv3 cannot tell a fresh writable page from one that was written. */
 	if (e->log.hw)
-		m->state[page] = PAGE_CLEAN;
+		memset(m->state, PAGE_EITHER, m->npages);
+#endif
 }
 
 /* The pages [*first, *end) of @m that share a leaf of @leaf pages with @page. */
@@ -368,7 +389,7 @@ static void map_again(struct env *e, struct mapping *m)
 	int i;
 
 	iommu_map(e->iommu, &m->dma);
-	model_reset(e, m);
+	model_map(e, m);
 
 	for (i = 0; e->mappings[i]; i++)
 		VFIO_ASSERT_LT(i, MAX_MAPPINGS - 1);
@@ -387,6 +408,7 @@ static struct mapping *map_memory(struct env *e, void *vaddr, iova_t iova,
 	m->dma.size = size;
 	m->npages = size / e->log.pgsize;
 	m->state = calloc_assert(m->npages, 1);
+	m->pinned = calloc_assert(m->npages, 1);
 	m->max_leaf = max_leaf(e, m);
 	m->min_leaf = e->log.iova_pgsizes & page_size ? page_size / e->log.pgsize : 1;
 
@@ -925,6 +947,81 @@ TEST_F_TIMEOUT(vfio_dirty_log, clear_some, TIMEOUT)
 
 	for (i = 0; i < ARRAY_SIZE(self->spots); i++)
 		write_page(e, m, self->spots[i]);
+	check_all(e);
+}
+
+/*
+ * One mask with runs and gaps of all kinds of lengths. Catches pages between two
+ * runs that are cleared along, and a run that is cut short.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log, clear_sparse, TIMEOUT)
+{
+	static const u64 gaps[] = { 1, 2, 7, 61, 62, 63, 64, 65, 1 };
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	u8 *mask = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(m->npages));
+	u64 page = 0;
+	int i, round;
+
+	/* The second round finds the bits in dma->bitmap, the first in the IOMMU. */
+	for (round = 0; round < 2; round++) {
+		log_start(e);
+
+		for (i = 0, page = 0; i < ARRAY_SIZE(gaps) && page + 2 < m->npages; i++) {
+			/* A run of two, dirty with its neighbours at both ends */
+			write_page(e, m, page);
+			write_page(e, m, page + 1);
+			write_page(e, m, page + 2);
+			bits_set(mask, page + 1, 2);
+			page += 2 + gaps[i];
+		}
+		if (round)
+			check_all(e);
+
+		log_clear(e, m->dma.iova, m->npages, mask);
+		check_all(e);
+		log_stop(e);
+	}
+}
+
+/* What nobody thought of. The seed is fixed, a failure can be had again. */
+TEST_F_TIMEOUT(vfio_dirty_log, random_calls, TIMEOUT)
+{
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	u8 *mask = malloc_assert(DIRTY_LOG_BITMAP_BYTES(m->npages));
+	u64 first, n, i;
+	int step;
+
+	srandom(1);
+	log_start(e);
+
+	for (step = 0; step < 150; step++) {
+		first = random() % m->npages;
+		n = 1 + random() % min(m->npages - first, 1UL << random() % 19);
+
+		switch (random() % 8) {
+		case 0 ... 3:
+			write_page(e, m, random() % 2 ? first : self->spots[random() % 3]);
+			break;
+		case 4:
+			check(e, FLAG_NOCLEAR, page_iova(e, m, first), n);
+			break;
+		case 5 ... 6:
+			/* Dense and thin masks */
+			for (i = 0; i < DIRTY_LOG_BITMAP_BYTES(n); i++)
+				mask[i] = random() % 4 ? 0 : random();
+			log_clear(e, page_iova(e, m, first), n, mask);
+			break;
+		case 7:
+			if (random() % 4)
+				check_all(e);
+			else
+				check(e, FLAG_GET, m->dma.iova, m->npages);
+			break;
+		}
+	}
+
 	check_all(e);
 }
 
@@ -1831,6 +1928,146 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 	unmap_pages(e, m);
 }
 
+/* ---- Memory that cannot be had, copies that fail ---- */
+
+static void write_file(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd >= 0) {
+		/* Without this kind of fault there is nothing to set. */
+		(void)!write(fd, value, strlen(value));
+		close(fd);
+	}
+}
+
+/* The @nth thing from now on that can fail, in this thread, does. */
+static void fail_nth(int fd, int nth)
+{
+	char buf[16];
+	int i;
+
+	snprintf_assert(buf, sizeof(buf), "%d", nth);
+
+	/* This write, too, is something that can fail, but only once. */
+	for (i = 0; i < 2; i++) {
+		if (pwrite(fd, buf, strlen(buf), 0) == strlen(buf))
+			return;
+	}
+
+	VFIO_FAIL("Cannot write fail-nth: %s\n", strerror(errno));
+}
+
+/* True if something did fail. Nothing will any more. */
+static bool failed(int fd)
+{
+	char buf[16] = {};
+	ssize_t n;
+
+	/* If it is this read that fails then nothing did before. */
+	n = pread(fd, buf, sizeof(buf) - 1, 0);
+	fail_nth(fd, 0);
+
+	return n > 0 && !atoi(buf);
+}
+
+/*
+ * Each call with the first thing in it failing that can, with the second, and so
+ * on. Catches an unwinding that loses pages, or leaves half a log running.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_container, fault_injection, TIMEOUT)
+{
+	static const u32 flags[] = {
+		FLAG_GET, FLAG_NOCLEAR, FLAG_CLEAR, FLAG_START, 0 /* UNMAP */
+	};
+	const u32 argsz = sizeof(struct vfio_iommu_type1_dirty_bitmap);
+	const u64 npages = 70 + 1 + 130;
+	struct env *e = &self->env;
+	u64 bitmap[4], injected = 0;
+	struct vfio_iommu_type1_dirty_bitmap_get range = {
+		.iova = TEST_IOVA,
+		.size = npages * e->log.pgsize,
+		.bitmap = {
+			.pgsize = e->log.pgsize,
+			.size = sizeof(bitmap),
+			.data = (__u64 *)bitmap,
+		},
+	};
+	struct mapping *m[2];
+	int fd, f, i, nth, ret;
+	bool hit;
+
+	fd = open("/proc/thread-self/fail-nth", O_RDWR);
+	if (fd < 0)
+		SKIP(return, "no /proc/thread-self/fail-nth: needs CONFIG_FAULT_INJECTION");
+
+	write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
+	write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
+	write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
+	write_file("/sys/kernel/debug/fail_page_alloc/min-order", "0");
+
+	m[0] = map_pages(e, TEST_IOVA, 70);
+	m[1] = map_pages(e, TEST_IOVA + 71 * e->log.pgsize, 130);
+
+	for (f = 0; f < ARRAY_SIZE(flags); f++) {
+		for (nth = 1, hit = true; hit; nth++) {
+			/* It has to come to an end. */
+			ASSERT_LT(nth, 1000);
+
+			log_start(e);
+			write_page(e, m[0], 5);
+			write_page(e, m[1], 100);
+			if (nth % 2)
+				check_all(e);
+			if (flags[f] == FLAG_START)
+				log_stop(e);
+
+			memset(bitmap, 0xff, sizeof(bitmap));
+
+			fail_nth(fd, nth);
+			if (flags[f])
+				ret = __iommu_dirty_log_ioctl(e->iommu, argsz + sizeof(range),
+							      flags[f], &range);
+			else
+				ret = __iommu_unmap_ioctl(e->iommu,
+							  VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+							  range.iova, range.size, &range.bitmap,
+							  NULL);
+			hit = failed(fd);
+			injected += hit;
+
+			EXPECT_TRUE(!ret || (hit && (ret == -ENOMEM || ret == -EFAULT))) {
+				TH_LOG("flag 0x%x: %d, fault %d", flags[f], ret, nth);
+			}
+
+			if (flags[f] == FLAG_START) {
+				/* It runs, or it does not. */
+				EXPECT_EQ(ret ? -EINVAL : 0,
+					  log_call(e, FLAG_NOCLEAR, TEST_IOVA, 1, bitmap));
+				log_stop(e);
+				log_start(e);
+			} else if (ret) {
+				model_after_error(e);
+			} else if (!flags[f]) {
+				for (i = 0; i < 2; i++) {
+					list_del_init(&m[i]->dma.link);
+					model_forget(e, m[i]);
+					map_again(e, m[i]);
+				}
+			} else if (flags[f] != FLAG_NOCLEAR) {
+				model_cleared(e, TEST_IOVA, npages, NULL);
+			}
+
+			check_all(e);
+			check(e, FLAG_GET, TEST_IOVA, npages);
+			check_all(e);
+		}
+	}
+
+	TH_LOG("%lu faults", injected);
+	EXPECT_GT(injected, 0);
+}
+
 /* ---- DMA that does not stop ---- */
 
 struct writer {
@@ -2091,8 +2328,210 @@ TEST_F_TIMEOUT(vfio_dirty_log_two_devices, detach_while_tracking, TIMEOUT)
 	check_all(e);
 }
 
+/* ---- A device without an IOMMU in the same container ---- */
+
+FIXTURE(vfio_dirty_log_emulated) {
+	struct env env;
+	struct mapping *m;
+	int group_fd, fd;
+};
+
+FIXTURE_SETUP(vfio_dirty_log_emulated)
+{
+	char link[PATH_MAX] = {}, path[PATH_MAX];
+	struct env *e = &self->env;
+	const char *skip;
+
+	if (readlink("/sys/devices/faux/" TEST_VFIO_EMULATED "/iommu_group", link,
+		     sizeof(link) - 1) < 0)
+		SKIP(return, "the module " TEST_VFIO_EMULATED " is not there: make KDIR=...");
+
+	skip = env_setup(e, _metadata);
+	if (skip)
+		SKIP(return, "%s", skip);
+
+	snprintf_assert(path, sizeof(path), "/dev/vfio/%s", basename(link));
+	self->group_fd = open(path, O_RDWR);
+	ASSERT_GE(self->group_fd, 0);
+	ASSERT_EQ(0, ioctl(self->group_fd, VFIO_GROUP_SET_CONTAINER, &e->iommu->container_fd));
+	self->fd = ioctl(self->group_fd, VFIO_GROUP_GET_DEVICE_FD, TEST_VFIO_EMULATED);
+	ASSERT_GE(self->fd, 0);
+
+	self->m = map_pages(e, TEST_IOVA, 70);
+}
+
+FIXTURE_TEARDOWN(vfio_dirty_log_emulated)
+{
+	close(self->fd);
+	close(self->group_fd);
+	env_teardown(&self->env);
+}
+
+static void emulated_call(struct env *e, int fd, unsigned long cmd, struct mapping *m,
+			  u64 offset, u64 size)
+{
+	struct __test_metadata *_metadata = e->metadata;
+	struct test_vfio_emulated_range range = {
+		.iova = m->dma.iova + offset,
+		.size = size,
+	};
+	u64 page;
+
+	ASSERT_EQ(0, ioctl(fd, cmd, &range)) {
+		TH_LOG("ioctl 0x%lx: %s", cmd, strerror(errno));
+	}
+
+	for (page = offset / e->log.pgsize; page <= (offset + size - 1) / e->log.pgsize; page++) {
+		if (cmd == TEST_VFIO_EMULATED_PIN)
+			m->pinned[page] = 1;
+		if (cmd == TEST_VFIO_EMULATED_UNPIN)
+			m->pinned[page] = 0;
+		else if (e->tracking)
+			m->state[page] = PAGE_DIRTY;
+	}
+}
+
+/*
+ * Catches a CLEAR or GET that makes pinned pages clean, and pages that the CPU
+ * wrote getting lost beside those that DMA wrote.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_emulated, pins_and_writes, TIMEOUT)
+{
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	u64 pgsize = e->log.pgsize;
+	int round;
+
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_PIN, m, 3 * pgsize, pgsize);
+
+	for (round = 0; round < 2; round++) {
+		/* What is pinned is dirty from START on, what was written before is not. */
+		emulated_call(e, self->fd, TEST_VFIO_EMULATED_WRITE, m, 10, 20);
+		log_start(e);
+		check_all(e);
+
+		emulated_call(e, self->fd, TEST_VFIO_EMULATED_PIN, m, 63 * pgsize, 2 * pgsize);
+		emulated_call(e, self->fd, TEST_VFIO_EMULATED_WRITE, m, 6 * pgsize - 1, 2);
+		write_page(e, m, 5);
+		write_page(e, m, 7);
+		check_all(e);
+
+		clear_range(e, page_iova(e, m, 3), 61);
+		check_all(e);
+		emulated_call(e, self->fd, TEST_VFIO_EMULATED_WRITE, m, 7 * pgsize, 3 * pgsize);
+		check(e, FLAG_GET, m->dma.iova, m->npages);
+		check_all(e);
+
+		/* Dirty as it is; clean when it is cleared next, not before. */
+		emulated_call(e, self->fd, TEST_VFIO_EMULATED_UNPIN, m, 63 * pgsize, 2 * pgsize);
+		check_all(e);
+		clear_range(e, page_iova(e, m, 63), 1);
+		check_all(e);
+		check(e, FLAG_GET, m->dma.iova, m->npages);
+		check_all(e);
+
+		log_stop(e);
+	}
+}
+
+/* The device is told to unpin amid the unmap. Its pages are dirty all the same. */
+TEST_F_TIMEOUT(vfio_dirty_log_emulated, unmap_pinned, TIMEOUT)
+{
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	u8 got[16] = {}, want[16] = {};
+	u64 pgsize = e->log.pgsize;
+
+	log_start(e);
+	write_page(e, m, 1);
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_PIN, m, 3 * pgsize, 2 * pgsize);
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_WRITE, m, 69 * pgsize, 1);
+
+	ASSERT_EQ(0, __iommu_unmap_get_dirty(e->iommu, &m->dma, got, NULL));
+	model_paint(e, m->dma.iova, m->npages, want, got);
+	EXPECT_EQ(0, memcmp(got, want, sizeof(got)));
+
+	model_forget(e, m);
+	memset(m->pinned, 0, m->npages);
+	map_again(e, m);
+	check_all(e);
+}
+
+/*
+ * The IOMMU's domain goes with its last device, the container stays because of
+ * the other one. Catches the domain's dirty pages going with it. With a
+ * pessimistic log all pages are dirty once and the log is precise then, for what
+ * is left cannot write unseen; until the device comes back.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_emulated, last_of_domain, TIMEOUT)
+{
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	bool hw = e->log.hw;
+	int round;
+
+	log_start(e);
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_PIN, m, 0, 1);
+
+	for (round = 0; round < 2; round++) {
+		write_page(e, m, 5);
+		check_all(e);
+		write_page(e, m, 6);
+		emulated_call(e, self->fd, TEST_VFIO_EMULATED_WRITE, m, 9 * e->log.pgsize, 1);
+
+		vfio_pci_device_cleanup(e->device);
+		e->device = NULL;
+
+		iommu_dirty_log_info(e->iommu, &e->log);
+		EXPECT_TRUE(e->log.hw);
+		check_all(e);
+		clear_range(e, m->dma.iova, 6);
+		check_all(e);
+		emulated_call(e, self->fd, TEST_VFIO_EMULATED_WRITE, m, 3 * e->log.pgsize, 1);
+		check_all(e);
+		check(e, FLAG_GET, m->dma.iova, m->npages);
+		check_all(e);
+
+		e->device = vfio_pci_device_init(bdfs[0], e->iommu);
+		iommu_dirty_log_info(e->iommu, &e->log);
+		EXPECT_EQ(hw, e->log.hw);
+		if (!hw)
+			model_reset(e, m);
+		if (!hw)
+			model_reset(e, e->src);
+		driver_start(e, e->device);
+		check_all(e);
+	}
+
+	log_stop(e);
+}
+
+/* Does nothing if the module is not there, or loaded already. */
+static bool load_module(void)
+{
+	int fd, ret;
+
+	fd = open("test_modules/" TEST_VFIO_EMULATED ".ko", O_RDONLY);
+	if (fd < 0)
+		return false;
+
+	ret = syscall(__NR_finit_module, fd, "", 0);
+	close(fd);
+
+	return !ret;
+}
+
 int main(int argc, char *argv[])
 {
+	bool loaded;
+	int ret;
+
 	bdfs = vfio_selftests_get_bdfs(&argc, argv, &nr_bdfs);
-	return test_harness_run(argc, argv);
+
+	loaded = load_module();
+	ret = test_harness_run(argc, argv);
+	if (loaded)
+		syscall(__NR_delete_module, TEST_VFIO_EMULATED, O_NONBLOCK);
+
+	return ret;
 }
