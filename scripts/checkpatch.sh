@@ -5,14 +5,17 @@
 prepare
 enter bash -uc '
 	cd /src/linux
-	for patch in $(sed "/^#/d; /^[[:space:]]*$/d" /checkout/series.txt); do
-		perl scripts/checkpatch.pl --strict --codespell --terse --show-types --no-summary \
-			/checkout/patches/$patch 2>&1
-	done
-' >"$BUILD/checkpatch.out"
-# /checkout/patches/0001-x.patch:12: WARNING:TYPE: message
-rc=0
+	sed "/^#/d; /^[[:space:]]*$/d; s,^,/checkout/patches/," /checkout/series.txt |
+		xargs -P "$JOBS" -n 1 perl scripts/checkpatch.pl --strict --codespell --terse --show-types 2>&1
+' | sort -V >"$BUILD/checkpatch.out" || :
+rc=0 checked=0
 while IFS= read -r line; do
+	# total: 0 errors, 0 warnings, 0 checks, 12 lines checked
+	if [[ $line == "total: "*" lines checked" ]]; then
+		checked=$((checked + 1))
+		continue
+	fi
+	# /checkout/patches/0001-x.patch:12: WARNING:TYPE: message
 	patch=${line%%.patch:*}.patch
 	patch=${patch##*/}
 	while read -r type glob _; do
@@ -22,4 +25,6 @@ while IFS= read -r line; do
 	say "${line#/checkout/}"
 	rc=1
 done <"$BUILD/checkpatch.out"
+say "$checked patches checked"
+[ "$checked" = "$(grep -vc '^#\|^[[:space:]]*$' "$TOP/series.txt")" ] || rc=1
 exit $rc
