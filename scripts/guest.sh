@@ -7,6 +7,9 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/shm
+# The runner writes to /dev/stdout, which devtmpfs does not have.
+ln -s /proc/self/fd /dev/fd
+for n in stdin:0 stdout:1 stderr:2; do ln -s "/proc/self/fd/${n#*:}" "/dev/${n%:*}"; done
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /tmp
 mount -t debugfs debugfs /sys/kernel/debug

@@ -102,7 +102,7 @@ enter bash -euc '
 	from=/cache/$1/git to=/checkout/build/linux
 	if [ ! -d $to ]; then
 		rm -rf $to.tmp
-		git clone -q --no-checkout --branch series $from $to.tmp
+		git -c advice.defaultBranchName=false clone -q --no-checkout --branch series $from $to.tmp
 		git -C $to.tmp remote remove origin
 		git -C $to.tmp fetch -q $from base:base
 		git -C $to.tmp checkout -q series
