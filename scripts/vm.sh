@@ -8,8 +8,9 @@
 . "$(dirname "$0")/lib.sh"
 prepare
 iommu=$1 run=$2
-limit=${VM_LIMIT:-900}
-console=vm-$iommu-$run.console
+limit=900 quiet=240 # seconds: in all, and without a word
+tap=$LOGS/vm-$iommu-$run.tap
+console=$LOGS/vm-$iommu-$run.console
 boot=$BASE_DIR/obj/boot
 
 device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
@@ -21,26 +22,45 @@ machine=(-accel tcg,thread=multi -machine q35,kernel-irqchip=split -cpu max -smp
 	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0
 	-append "console=ttyS0 no_timer_check loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu")
 
-: >"$LOGS/$console"
-rc=0
-if [ -n "${QEMU:-}" ]; then
-	unshare --pid --fork --kill-child timeout "$limit" "$QEMU" "${machine[@]}" \
-		-kernel "$boot/bzImage" -initrd "$boot/initramfs" \
-		-serial "file:$LOGS/$console" -serial stdio </dev/null || rc=$?
-else
-	enter timeout "$limit" "/cache/${QEMU_DIR##*/}/qemu-system-x86_64" "${machine[@]}" \
-		-L /usr/share/qemu -L /usr/share/seabios -kernel /obj/boot/bzImage -initrd /obj/boot/initramfs \
-		-serial "file:/checkout/build/logs/$console" -serial stdio </dev/null || rc=$?
-fi | tee "$LOGS/vm-$iommu-$run.tap"
-status=$(sed -n 's/^# guest: exit status //p' "$LOGS/vm-$iommu-$run.tap")
-trouble=$(grep -E 'BUG:|WARNING:|Oops:|Kernel panic|general protection|blocked for more than|rcu.*stall|soft lockup|UBSAN:|KASAN:|list_(add|del) corruption' \
-	"$LOGS/$console" | head -n 5 || :)
+qemu() {
+	if [ -n "${QEMU:-}" ]; then
+		unshare --pid --fork --kill-child "$QEMU" "${machine[@]}" \
+			-kernel "$boot/bzImage" -initrd "$boot/initramfs" -serial "file:$console" -serial stdio
+	else
+		enter "/cache/${QEMU_DIR##*/}/qemu-system-x86_64" "${machine[@]}" \
+			-L /usr/share/qemu -L /usr/share/seabios -kernel /obj/boot/bzImage -initrd /obj/boot/initramfs \
+			-serial "file:/checkout/${console#"$TOP/"}" -serial stdio
+	fi
+}
 
-if [ "${status:-}" = 0 ] && [ -z "$trouble" ]; then
+: >"$console"
+: >"$tap"
+set -m # a process group of its own, for finish
+(qemu </dev/null | tee "$tap") &
+set +m
+long_pid=$!
+cut=
+while kill -0 "$long_pid" 2>/dev/null; do
+	sleep 1
+	last=$(stat -c %Y "$tap" "$console" | sort -n | tail -n 1)
+	if [ "$SECONDS" -gt $limit ]; then
+		cut="took more than $limit s"
+	elif [ $(($(date +%s) - last)) -gt $quiet ]; then
+		cut="said nothing for $quiet s"
+	fi
+	[ -z "$cut" ] || kill -KILL -- "-$long_pid" 2>/dev/null || :
+done
+wait "$long_pid" 2>/dev/null || :
+long_pid=
+
+status=$(sed -n 's/^# guest: exit status //p' "$tap")
+trouble=$(grep -E 'BUG:|WARNING:|Oops:|Kernel panic|general protection|blocked for more than|rcu.*stall|soft lockup|UBSAN:|KASAN:|list_(add|del) corruption' \
+	"$console" | head -n 5 || :)
+if [ "$status" = 0 ] && [ -z "$trouble" ]; then
 	exit 0
 fi
-[ -n "$status" ] || say "Bail out! the guest did not finish (a hang is cut off after $limit s)"
-[ -z "$trouble" ] || say "not ok - the kernel complained: $trouble"
-say "# the last lines of the console (build/logs/$console):"
-tail -n 15 "$LOGS/$console" | tr -d '\r' | sed 's/^/# /'
+[ -n "$status" ] || say "Bail out! the guest did not finish${cut:+: it $cut and was cut off}"
+[ -z "$trouble" ] || say "Bail out! the kernel complained: $trouble"
+say "# the last lines of the console (${console#"$TOP/"}):"
+tail -n 15 "$console" | tr -d '\r' | sed 's/^/# /'
 exit 1
