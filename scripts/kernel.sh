@@ -34,9 +34,12 @@ long kernel $about enter bash -euc '
 		exit 1
 	fi
 	make O=/obj -j "$JOBS" bzImage
+	# For the test module, which fits just this kernel.
+	make -s O=/obj modules_prepare
+	cp /obj/vmlinux.symvers /obj/Module.symvers
 	make -s O=/obj headers
 	rm -rf /obj/install
-	make -s -C tools/testing/selftests O=/obj TARGETS=vfio -j "$JOBS" INSTALL_PATH=/obj/install install
+	make -s -C tools/testing/selftests O=/obj KDIR=/obj TARGETS=vfio -j "$JOBS" INSTALL_PATH=/obj/install install
 ' || die "the kernel could not be built"
 
 long initramfs 1 enter bash -euc '
