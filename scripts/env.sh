@@ -4,11 +4,14 @@
 # fetched through a private apt state and run from where it was unpacked. Mirror
 # and fetch options (proxies, ...) come from the host's apt, or from MIRROR=.
 . "$(dirname "$0")/lib.sh"
-prepare
+prepare_unlocked
+[ ! -d "$ENV_DIR" ] || exit 0
+hold environment
 [ ! -d "$ENV_DIR" ] || exit 0
 
 need_room 6000 "the build environment"
 tmp=$CACHE/tmp.env
+rm -rf "$tmp"
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 mkdir -p "$tmp/lists/partial" "$tmp/archives/partial"
 
@@ -57,7 +60,7 @@ long environment 4 unshare --mount --pid --fork --kill-child --propagation priva
 	die "the build environment could not be made"
 
 cd "$tmp/root" || exit
-mkdir -p checkout cache src/linux obj kernel
+mkdir -p checkout cache src/linux obj
 : >etc/resolv.conf
-printf '[safe]\n\tdirectory = *\n[gc]\n\tauto = 0\n[core]\n\tabbrev = 12\n' >etc/gitconfig
+printf '[safe]\n\tdirectory = *\n[gc]\n\tauto = 0\n[core]\n\tabbrev = 12\n[init]\n\tdefaultBranch = base\n' >etc/gitconfig
 mv "$tmp/root" "$ENV_DIR"

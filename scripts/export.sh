@@ -11,8 +11,8 @@
 # shortlog; shortlog, diffstat and counts are written anew. In series.txt the lines up to
 # the first empty one are kept as they are; a later comment stays before its patch.
 . "$(dirname "$0")/lib.sh"
-prepare
 mode=${1:-write}
+if [ "$mode" = write ]; then prepare_unlocked; else prepare; fi
 repo=/cache/$(basename "$(readlink -f "$BASE_DIR")")/git
 tmp=$BUILD/export.tmp
 rm -rf "$tmp"
@@ -23,6 +23,7 @@ write)
 	[ -z "$(git -c safe.directory='*' -C "$BUILD/linux" status --porcelain -uno)" ] ||
 		die "build/linux has changes that are not committed"
 	repo=/checkout/build/linux/.git
+	"$TOP/scripts/env.sh"
 	;;
 check) "$TOP/scripts/tree.sh" apply ;;
 mbox)

@@ -11,9 +11,11 @@ JOBS=${JOBS:-$(nproc)}
 BUILD=$TOP/build
 LOGS=$BUILD/logs
 
-key_of() { cat -- "$@" 2>/dev/null | sha256sum | cut -c1-12; }
-ENV_DIR=$CACHE/env-$(key_of "$TOP/scripts/packages" "$TOP/scripts/env.sh")
-QEMU_DIR=$CACHE/qemu-$(key_of "$TOP"/scripts/{packages,qemu.sh} "$TOP"/scripts/qemu/{series,*.patch})
+key_of() { cat -- "$@" | sha256sum | cut -c1-12; }
+# What a script makes stands in it from its first long step on.
+recipe_of() { sed -n '/^long /,$p' "$TOP/scripts/$1"; }
+ENV_DIR=$CACHE/env-$(recipe_of env.sh | key_of "$TOP/scripts/packages" -)
+QEMU_DIR=$CACHE/qemu-$(recipe_of qemu.sh | key_of "$TOP/scripts/packages" - "$TOP"/scripts/qemu/{series,*.patch})
 
 # The base tree in the cache: git (repository), src (the tree that is built), obj,
 # kunit. Named by the version in series.txt, or by what KERNEL= holds.
@@ -47,26 +49,41 @@ need_room() {
 	[ "$free" -ge "$1" ] || die "no room for $2: $1 MB needed in $CACHE, $free MB free (CACHE= moves it)"
 }
 
-# Root, directories, and the cache to ourselves until this process ends. The
-# scripts that this one starts inherit the lock.
+# What every script needs: root, directories, and the base tree in the cache to itself.
 prepare() {
+	prepare_unlocked
+	hold "${BASE_DIR##*/}"
+}
+prepare_unlocked() {
 	[ "$(id -u)" = 0 ] || die "needs root (a chroot and a private mount namespace): run it as root or with sudo"
 	mkdir -p "$LOGS" "$CACHE" 2>/dev/null || die "cannot create $LOGS and $CACHE"
-	[ "${CACHE_LOCKED:-}" != "$CACHE" ] || return 0
-	exec 9>"$CACHE/lock"
-	if ! flock -n 9; then
-		say "waiting for another run that uses $CACHE"
-		flock 9
+}
+
+# hold NAME: a part of the cache to ourselves, until this process ends. The scripts that
+# it starts inherit the lock.
+hold() {
+	local fd
+	[[ ${HELD:-} != *" $CACHE/$1 "* ]] || return 0
+	exec {fd}>"$CACHE/$1.lock"
+	if ! flock -n "$fd"; then
+		say "waiting for another run that uses $CACHE/$1"
+		flock "$fd"
 	fi
-	export CACHE_LOCKED=$CACHE
-	rm -rf "$CACHE"/tmp.*
+	export HELD="${HELD:-} $CACHE/$1 "
 }
 
 # On every way out: end the long step that runs, remove what is half made.
 long_pid=
 tmp=
 finish() {
-	[ -z "$long_pid" ] || kill -KILL -- "-$long_pid" 2>/dev/null || :
+	if [ -n "$long_pid" ]; then
+		# TERM first: a script among them ends its own.
+		for signal in TERM TERM KILL; do
+			kill -$signal -- "-$long_pid" 2>/dev/null || break
+			sleep 1
+		done
+		wait "$long_pid" 2>/dev/null || :
+	fi
 	[ -z "$tmp" ] || rm -rf "$tmp"
 }
 trap finish EXIT

@@ -4,12 +4,15 @@
 # Prints nothing when it is there already, or when QEMU= names another.
 . "$(dirname "$0")/lib.sh"
 [ -z "${QEMU:-}" ] || exit 0
-prepare
+prepare_unlocked
 "$TOP/scripts/env.sh"
+[ ! -d "$QEMU_DIR" ] || exit 0
+hold qemu
 [ ! -d "$QEMU_DIR" ] || exit 0
 
 need_room 2500 "QEMU's build"
 tmp=$CACHE/tmp.qemu
+rm -rf "$tmp"
 mkdir -p "$tmp"
 long QEMU 6 enter bash -euc '
 	cd /cache/tmp.qemu

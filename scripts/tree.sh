@@ -42,8 +42,10 @@ fetch_debian='
 
 get_base() {
 	local real=$name
+	hold import
 	need_room 6000 "the kernel tree"
 	tmp=$CACHE/tmp.base
+	rm -rf "$tmp"
 	mkdir -p "$tmp/src" "$tmp/obj" "$tmp/kunit"
 	if [ -z "${KERNEL:-}" ]; then
 		long "kernel source" 3 enter "${who[@]}" "${when[@]}" bash -euc "$fetch_debian$commit_base" base "${name#linux-}" ||
@@ -102,7 +104,7 @@ enter bash -euc '
 	from=/cache/$1/git to=/checkout/build/linux
 	if [ ! -d $to ]; then
 		rm -rf $to.tmp
-		git -c advice.defaultBranchName=false clone -q --no-checkout --branch series $from $to.tmp
+		git clone -q --no-checkout --branch series $from $to.tmp
 		git -C $to.tmp remote remove origin
 		git -C $to.tmp fetch -q $from base:base
 		git -C $to.tmp checkout -q series
