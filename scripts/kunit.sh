@@ -6,5 +6,5 @@ enter bash -euc '
 	cd /src/linux
 	config=drivers/iommu/.kunitconfig
 	[ -e $config ] || config=drivers/iommu/generic_pt/.kunitconfig
-	exec ./tools/testing/kunit/kunit.py run --build_dir=/obj/kunit --jobs="$JOBS" --kunitconfig $config
+	exec env PYTHONUNBUFFERED=1 ./tools/testing/kunit/kunit.py run --build_dir=/obj/kunit --jobs="$JOBS" --kunitconfig $config
 '
