@@ -83,13 +83,26 @@ tap_counts() {
 		END { if (top < plan) f += plan - top; print p + 0, f + 0, s + 0 }' "$1"
 }
 
+# The emulated machine sometimes stops dead while it waits for a timer: seen twice in
+# about thirty boots, on a busy host only, and not yet explained. One more boot decides
+# whether it is that; a test that fails, or a kernel that complains, gets no second one.
 vm_tests() {
+	local log try
 	current="selftests, $1 dirty log"
-	if long "selftests, $1 dirty log" "$3" "$TOP/scripts/vm.sh" "$2" check; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-	fi
+	log=$LOGS/${current//[^a-zA-Z0-9]/-}.log
+	for try in 1 2; do
+		if long "selftests, $1 dirty log" "$3" "$TOP/scripts/vm.sh" "$2" check; then
+			passed=$((passed + 1))
+			break
+		elif [ $try = 1 ] && grep -q 'said nothing for' "$log" &&
+			! grep -qE '^(# )?not ok|the kernel complained' "$log"; then
+			say "warning: the machine went silent; once more"
+			mv "$log" "$log.silent"
+		else
+			failed=$((failed + 1))
+			break
+		fi
+	done
 	# shellcheck disable=SC2046 # three words
 	add "selftests, $1 dirty log" $(tap_counts "$LOGS/vm-$2-check.tap")
 	grep -E '^(# )?not ok' "$LOGS/vm-$2-check.tap" | sed 's/^/        /'

@@ -8,7 +8,7 @@
 . "$(dirname "$0")/lib.sh"
 prepare
 iommu=$1 run=$2
-limit=900 quiet=240 # seconds: in all, and without a word
+limit=900 quiet=150 # seconds: in all, and without a word
 tap=$LOGS/vm-$iommu-$run.tap
 console=$LOGS/vm-$iommu-$run.console
 boot=$BASE_DIR/obj/boot
