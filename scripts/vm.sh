@@ -19,8 +19,6 @@ device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
 # machine loses a timer interrupt now and then. One that comes again and again does no
 # harm by that; a one-shot timer would be waited for until the end of days.
 # shellcheck disable=SC2054 # commas belong to QEMU's options
-# A periodic tick: a one-shot timer that the emulated APIC loses would never come again,
-# and whoever sleeps on it never wake; a periodic one is lost once.
 machine=(-accel tcg,thread=multi -machine q35,kernel-irqchip=split -cpu max -smp 2 -m 4G
 	-device "$device" -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
