@@ -8,14 +8,16 @@
 # JOBS=N       parallel jobs (default: as many as there are processors)
 
 export CACHE KERNEL QEMU MIRROR JOBS
-.PHONY: help run check tree export mbox
+.PHONY: help run check check-series tree export mbox send-dry-run
 
 help:
 	@echo 'make run      build everything, boot it, show the dirty log of a real DMA device'
 	@echo 'make check    every check and test; the last line counts them'
+	@echo 'make check-series   every patch alone: a table, a row a patch, a column a check'
 	@echo 'make tree     base + series as a git branch in build/linux: edit there'
 	@echo 'make export   that branch back into patches/, series.txt and the exported files'
 	@echo 'make mbox SIGNOFF="Name <mail>"   build/series.mbox, signed off, as one would send it'
+	@echo 'make send-dry-run SIGNOFF="Name <mail>"   what b4 would send to whom; sends nothing'
 	@sed -n '/^# [A-Z]*=/,/^$$/s/^# \{0,1\}//p' Makefile
 
 run:
@@ -23,6 +25,9 @@ run:
 
 check:
 	@scripts/check.sh
+
+check-series:
+	@scripts/check-series.sh
 
 tree:
 	@scripts/tree.sh branch
@@ -32,3 +37,6 @@ export:
 
 mbox:
 	@scripts/export.sh mbox "$(SIGNOFF)"
+
+send-dry-run:
+	@scripts/send.sh dry-run "$(SIGNOFF)"

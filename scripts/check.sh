@@ -153,6 +153,7 @@ step "the series applies with git am" "$TOP/scripts/tree.sh" apply
 check "make export changes nothing" "$TOP/scripts/export.sh" check
 check "checkpatch.pl --strict --codespell" "$TOP/scripts/checkpatch.sh"
 step "kernel and selftests build" "$TOP/scripts/kernel.sh"
+check "the set: mailbox, b4, quilt, sparse, kernel-doc" "$TOP/scripts/check-series.sh" set
 check "selftests without a device are skipped" no_device
 step "QEMU" "$TOP/scripts/qemu.sh"
 modes=(hw pessimistic)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# usage: export.sh | export.sh check | export.sh mbox "Name <mail>"
+# usage: export.sh | export.sh check | export.sh mbox "Name <mail>" [FILE]
 #
 # (nothing): write the branch `series` of build/linux back: patches/, series.txt, and, for
 #            reading, the files that the series adds (drivers/, include/, tools/,
@@ -114,7 +114,8 @@ check)
 	exit $differ
 	;;
 mbox)
-	mv "$tmp/mbox" "$BUILD/series.mbox"
-	say "build/series.mbox: $(grep -c '^Subject: \[' "$BUILD/series.mbox") messages"
+	to=${3:-$BUILD/series.mbox}
+	mv "$tmp/mbox" "$to"
+	say "${to#"$TOP/"}: $(grep -c '^Subject: \[' "$to") messages"
 	;;
 esac
