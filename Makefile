@@ -8,12 +8,13 @@
 # JOBS=N       parallel jobs (default: as many as there are processors)
 
 export CACHE KERNEL QEMU MIRROR JOBS
-.PHONY: help run check check-series tree export mbox send-dry-run
+.PHONY: help run check check-series check-hostile bench tree export mbox send-dry-run
 
 help:
 	@echo 'make run      build everything, boot it, show the dirty log of a real DMA device'
 	@echo 'make check    every check and test; the last line counts them'
 	@echo 'make check-series   every patch alone: a table, a row a patch, a column a check'
+	@echo 'make bench    what the log costs, beside mainline; what a migration sends'
 	@echo 'make tree     base + series as a git branch in build/linux: edit there'
 	@echo 'make export   that branch back into patches/, series.txt and the exported files'
 	@echo 'make mbox SIGNOFF="Name <mail>"   build/series.mbox, signed off, as one would send it'
@@ -28,6 +29,9 @@ check:
 
 check-series:
 	@scripts/check-series.sh
+
+bench:
+	@scripts/bench.sh
 
 tree:
 	@scripts/tree.sh branch

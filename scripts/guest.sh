@@ -1,7 +1,8 @@
 #!/bin/bash
 # The guest's first process (/init of the initramfs). The kernel's messages go to the
 # first serial port; this script's output, TAP, to the second. The kernel hands over
-# run=check or run=demo, and expect=hw or expect=pessimistic, from its command line.
+# run=check, run=demo or run=measure (commands="..."), and expect=hw or
+# expect=pessimistic, from its command line.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C TMPDIR=/tmp
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -37,6 +38,11 @@ export VFIO_DIRTY_LOG_EXPECT=${expect:-}
 case ${run:-check} in
 demo)
 	VFIO_DIRTY_LOG_VERBOSE=1 ./vfio_dirty_log_test -t show
+	leave $?
+	;;
+measure)
+	unset VFIO_DIRTY_LOG_EXPECT
+	bash -ec "${commands:-}"
 	leave $?
 	;;
 *)

@@ -1,17 +1,26 @@
 #!/bin/bash
 # usage: vm.sh hw|pessimistic check|demo
+#        vm.sh hw measure NAME DIRECTORY COMMANDS
 #
 # Boot the patched kernel with two igb cards behind an emulated VT-d (hw: it tracks
 # dirty pages, pessimistic: it cannot) and run there what guest.sh has under that name.
 # Prints what the guest prints; the kernel's messages go to build/logs/vm-....console.
+# measure: run COMMANDS, and not the patched kernel, but the one in DIRECTORY below
+# $BASE_DIR. One processor, whose clock counts instructions: a nanosecond is one.
 # Exit status: 0 only if the guest's was 0 and its kernel complained of nothing.
 . "$(dirname "$0")/lib.sh"
 prepare
 iommu=$1 run=$2
 limit=900 quiet=150 # seconds: in all, and without a word
-tap=$LOGS/vm-$iommu-$run.tap
-console=$LOGS/vm-$iommu-$run.console
-boot=$BASE_DIR/obj/boot
+name=$iommu-$run kernel=obj/boot commands=
+accel=(-smp 2 -accel "tcg,thread=multi")
+if [ "$run" = measure ]; then
+	name=$3 kernel=$4 commands=$5
+	accel=(-smp 1 -accel "tcg,thread=single" -icount "shift=0,sleep=off")
+	limit=7200 quiet=1200
+fi
+tap=$LOGS/vm-$name.tap
+console=$LOGS/vm-$name.console
 
 device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
 [ "$iommu" = pessimistic ] || device+=,x-ssads=on
@@ -19,19 +28,20 @@ device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
 # machine loses a timer interrupt now and then. One that comes again and again does no
 # harm by that; a one-shot timer would be waited for until the end of days.
 # shellcheck disable=SC2054 # commas belong to QEMU's options
-machine=(-accel tcg,thread=multi -machine q35,kernel-irqchip=split -cpu max -smp 2 -m 4G
+machine=("${accel[@]}" -machine q35,kernel-irqchip=split -cpu max -m 4G
 	-device "$device" -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
 	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0
-	-append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu")
+	-append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu commands=\"$commands\"")
 
 qemu() {
 	if [ -n "${QEMU:-}" ]; then
 		unshare --pid --fork --kill-child "$QEMU" "${machine[@]}" \
-			-kernel "$boot/bzImage" -initrd "$boot/initramfs" -serial "file:$console" -serial stdio
+			-kernel "$BASE_DIR/$kernel/bzImage" -initrd "$BASE_DIR/obj/boot/initramfs" -serial "file:$console" -serial stdio
 	else
 		enter "/cache/${QEMU_DIR##*/}/qemu-system-x86_64" "${machine[@]}" \
-			-L /usr/share/qemu -L /usr/share/seabios -kernel /obj/boot/bzImage -initrd /obj/boot/initramfs \
+			-L /usr/share/qemu -L /usr/share/seabios -initrd /obj/boot/initramfs \
+			-kernel "/cache/$(basename "$(readlink -f "$BASE_DIR")")/$kernel/bzImage" \
 			-serial "file:/checkout/${console#"$TOP/"}" -serial stdio
 	fi
 }
