@@ -338,7 +338,7 @@ static void test_invalid(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, fake->flushes, 0);
 }
 
-/* The driver sees whole pages of the domain, in steps of 32M */
+/* The driver sees whole pages of the domain, in steps of 4M */
 static void test_steps(struct kunit *test)
 {
 	struct fake_domain *fake = test->priv;
@@ -352,7 +352,7 @@ static void test_steps(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, 0,
 			iommu_dirty_log_sync(&fake->domain, MAP_IOVA, MAP_SIZE,
 					     log.bitmap));
-	KUNIT_EXPECT_EQ(test, fake->reads, SZ_1G / SZ_32M + 1);
+	KUNIT_EXPECT_EQ(test, fake->reads, SZ_1G / SZ_4M + 1);
 	log_expect(test, &log, MAP_IOVA, SZ_1G);
 	log_expect(test, &log, MAP_64K, SZ_64K);
 	log_expect(test, &log, MAP_4K + 31 * SZ_4K, SZ_4K);

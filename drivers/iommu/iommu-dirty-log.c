@@ -23,26 +23,64 @@
  * the dirty state in the leaf again. So a leaf that was cleaned counts as clean
  * only after an IOTLB flush.
  */
+#include <linux/bitmap.h>
 #include <linux/bitops.h>
 #include <linux/bug.h>
+#include <linux/err.h>
 #include <linux/export.h>
+#include <linux/gfp.h>
 #include <linux/iommu.h>
 #include <linux/iommu-dirty-log.h>
+#include <linux/iova_bitmap.h>
 #include <linux/overflow.h>
 #include <linux/printk.h>
 #include <linux/sched.h>
 #include <linux/sizes.h>
 
-/*
- * Bytes that are walked without a chance to reschedule. Where a step ends inside
- * a leaf, the next one meets that leaf again, which does no harm.
- */
-#define IOMMU_DIRTY_LOG_STEP SZ_32M
+#include <trace/events/iommu.h>
 
+/*
+ * Bytes that are walked without a chance to reschedule: with 4K leaves less than
+ * 100,000 instructions, whatever is dirty. Where a step ends inside a leaf, the
+ * next one meets that leaf again, which does no harm.
+ */
+#define IOMMU_DIRTY_LOG_STEP SZ_4M
+
+/*
+ * Dirty pages of a range that is not larger than a step, for the trace events. It
+ * takes a walk of its own, so that nobody pays for the count who does not trace.
+ */
+static unsigned long iommu_dirty_log_count(struct iommu_domain *domain,
+					   unsigned long iova, size_t size)
+{
+	unsigned int pgshift = __ffs(domain->pgsize_bitmap);
+	struct iommu_dirty_bitmap dirty = {};
+	unsigned long *data, pages = 0;
+
+	data = bitmap_zalloc(size >> pgshift, GFP_KERNEL);
+	if (!data)
+		return 0;
+
+	dirty.bitmap = iova_bitmap_alloc_kernel(iova, size, 1UL << pgshift,
+						data);
+	if (!IS_ERR(dirty.bitmap)) {
+		domain->dirty_ops->read_and_clear_dirty(domain, iova, size,
+							IOMMU_DIRTY_NO_CLEAR,
+							&dirty);
+		pages = bitmap_weight(data, size >> pgshift);
+		iova_bitmap_free(dirty.bitmap);
+	}
+	bitmap_free(data);
+
+	return pages;
+}
+
+/* With @pages, the dirty pages of the range are counted there before they go */
 static int iommu_dirty_log_walk(struct iommu_domain *domain,
 				unsigned long iova, size_t size,
 				unsigned long flags,
-				struct iommu_dirty_bitmap *dirty)
+				struct iommu_dirty_bitmap *dirty,
+				unsigned long *pages)
 {
 	unsigned long last, end, pgmask, step;
 	int ret;
@@ -64,6 +102,9 @@ static int iommu_dirty_log_walk(struct iommu_domain *domain,
 
 	for (;;) {
 		end = min(last, iova | step);
+		if (pages)
+			*pages += iommu_dirty_log_count(domain, iova,
+							end - iova + 1);
 		ret = domain->dirty_ops->read_and_clear_dirty(domain, iova,
 							      end - iova + 1,
 							      flags, dirty);
@@ -107,10 +148,15 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_capable);
  */
 int iommu_dirty_log_start(struct iommu_domain *domain)
 {
+	int ret;
+
 	if (!iommu_dirty_log_capable(domain))
 		return -EOPNOTSUPP;
 
-	return domain->dirty_ops->set_dirty_tracking(domain, true);
+	ret = domain->dirty_ops->set_dirty_tracking(domain, true);
+	trace_dirty_log_start(domain, ret);
+
+	return ret;
 }
 EXPORT_SYMBOL_GPL(iommu_dirty_log_start);
 
@@ -132,6 +178,7 @@ void iommu_dirty_log_stop(struct iommu_domain *domain)
 		return;
 
 	ret = domain->dirty_ops->set_dirty_tracking(domain, false);
+	trace_dirty_log_stop(domain, ret);
 	if (ret)
 		pr_warn_once("iommu: a domain goes on logging dirty pages: %d\n",
 			     ret);
@@ -160,9 +207,15 @@ int iommu_dirty_log_sync(struct iommu_domain *domain, unsigned long iova,
 {
 	/* Nothing is cleaned, so there is nothing to flush and to gather */
 	struct iommu_dirty_bitmap dirty = { .bitmap = bitmap };
+	unsigned long pages = 0;
+	int ret;
 
-	return iommu_dirty_log_walk(domain, iova, size, IOMMU_DIRTY_NO_CLEAR,
-				    &dirty);
+	ret = iommu_dirty_log_walk(domain, iova, size, IOMMU_DIRTY_NO_CLEAR,
+				   &dirty, trace_dirty_log_sync_enabled() ?
+				   &pages : NULL);
+	trace_dirty_log_sync(domain, iova, size, pages, ret);
+
+	return ret;
 }
 EXPORT_SYMBOL_GPL(iommu_dirty_log_sync);
 
@@ -226,7 +279,14 @@ int iommu_dirty_log_clear_fast(struct iommu_domain *domain, unsigned long iova,
 		.bitmap = bitmap,
 		.gather = gather,
 	};
+	unsigned long pages = 0;
+	int ret;
 
-	return iommu_dirty_log_walk(domain, iova, size, 0, &dirty);
+	ret = iommu_dirty_log_walk(domain, iova, size, 0, &dirty,
+				   trace_dirty_log_clear_enabled() ?
+				   &pages : NULL);
+	trace_dirty_log_clear(domain, iova, size, pages, ret);
+
+	return ret;
 }
 EXPORT_SYMBOL_GPL(iommu_dirty_log_clear_fast);

@@ -5,7 +5,7 @@
  *
  * Environment:
  *  VFIO_DIRTY_LOG_EXPECT=hw|pessimistic	fail if the log is the other one
- *  VFIO_DIRTY_LOG_RACE_SECONDS=N		how long to race (10)
+ *  VFIO_DIRTY_LOG_RACE_SECONDS=N		how long each race takes (10)
  *  VFIO_DIRTY_LOG_LARGE_GIB=N			how large is large (32)
  *
  * The cases of "starve" make the kernel's allocations and its accesses to user
@@ -126,6 +126,14 @@ static void dma_write(struct env *e, iova_t iova)
 	memset(e->src.vaddr, ++e->seq, DMA_SIZE);
 	VFIO_ASSERT_EQ(vfio_pci_driver_memcpy(e->device, e->src.iova, iova, DMA_SIZE), 0,
 		       "DMA to iova 0x%lx failed\n", iova);
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
 }
 
 /* The second group, or -1 */
@@ -634,6 +642,9 @@ TEST_F_TIMEOUT(starve, attach, TIMEOUT)
 #define RACE_PAGES	700
 #define RACE_OTHER	(TEST_IOVA + SZ_1G)
 
+/* The device writes into so many of them. */
+#define RACE_WRITTEN	500
+
 struct racing {
 	struct env env;
 	struct dma_region region;
@@ -684,6 +695,9 @@ struct racer {
 	pthread_t thread;
 	unsigned int seed;
 	u64 steps, errors;
+
+	/* Leave the log of the pages at TEST_IOVA as it is. */
+	bool spare;
 };
 
 static bool race_over;
@@ -706,14 +720,14 @@ static void race_dma(struct racer *r)
 {
 	struct racing *s = r->s;
 
-	dma_write(&s->env, s->region.iova + race_rnd(r, RACE_PAGES) * s->env.log.pgsize);
+	dma_write(&s->env, s->region.iova + race_rnd(r, RACE_WRITTEN) * s->env.log.pgsize);
 }
 
 static void race_switch(struct racer *r)
 {
 	race_allow(r, __iommu_dirty_log_start(r->s->env.iommu));
 	usleep(race_rnd(r, 3000));
-	if (race_rnd(r, 3))
+	if (!r->spare && race_rnd(r, 3))
 		race_allow(r, __iommu_dirty_log_stop(r->s->env.iommu));
 }
 
@@ -725,10 +739,14 @@ static void race_log(struct racer *r)
 	iova_t iova = race_rnd(r, 2) ? TEST_IOVA : RACE_OTHER;
 	u64 first = race_rnd(r, 400);
 	u64 size = (1 + race_rnd(r, 1024)) * e->log.pgsize;
+	u32 flag = flags[race_rnd(r, 3)];
+
+	if (r->spare && flag != FLAG_NOCLEAR)
+		iova = RACE_OTHER;
 
 	memset(bitmap, race_rnd(r, 256), sizeof(bitmap));
 
-	switch (flags[race_rnd(r, 3)]) {
+	switch (flag) {
 	case FLAG_GET:
 		race_allow(r, __iommu_dirty_log_get(e->iommu, iova, 1024 * e->log.pgsize, bitmap));
 		break;
@@ -776,9 +794,85 @@ static void race_map(struct racer *r)
 						  RACE_OTHER, 1024 * e->log.pgsize, &bitmap, NULL));
 }
 
+static void *close_caller(void *arg)
+{
+	int fd = *(int *)arg;
+	u64 bitmap[4] = { ~0UL, ~0UL, ~0UL, ~0UL };
+	struct {
+		struct vfio_iommu_type1_dirty_bitmap dirty;
+		struct vfio_iommu_type1_dirty_bitmap_get range;
+	} args = {
+		.dirty = {
+			.argsz = sizeof(args),
+		},
+		.range = {
+			.iova = TEST_IOVA,
+			.size = 256 * getpagesize(),
+			.bitmap = {
+				.pgsize = getpagesize(),
+				.size = sizeof(bitmap),
+				.data = (__u64 *)bitmap,
+			},
+		},
+	};
+	int i;
+
+	/* Until the container is gone, or its group and thereby its IOMMU */
+	for (i = 0; i < 1000; i++) {
+		args.dirty.flags = i % 2 ? FLAG_NOCLEAR : FLAG_CLEAR;
+		if (ioctl(fd, VFIO_IOMMU_DIRTY_PAGES, &args))
+			break;
+	}
+
+	return NULL;
+}
+
+/* A container of its own, closed with its log running and calls under way */
+static void race_close(struct racer *r)
+{
+	struct racing *s = r->s;
+	struct vfio_iommu_type1_dma_map map = {
+		.argsz = sizeof(map),
+		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+		.vaddr = (u64)s->other,
+		.iova = TEST_IOVA,
+		.size = 256 * s->env.log.pgsize,
+	};
+	struct vfio_iommu_type1_dirty_bitmap start = {
+		.argsz = sizeof(start),
+		.flags = FLAG_START,
+	};
+	bool group_first = race_rnd(r, 2);
+	pthread_t thread;
+	int fd;
+
+	fd = open("/dev/vfio/vfio", O_RDWR);
+	VFIO_ASSERT_GE(fd, 0);
+	VFIO_ASSERT_EQ(ioctl(s->group2_fd, VFIO_GROUP_SET_CONTAINER, &fd), 0);
+	VFIO_ASSERT_EQ(ioctl(fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU), 0);
+	VFIO_ASSERT_EQ(ioctl(fd, VFIO_IOMMU_MAP_DMA, &map), 0);
+	VFIO_ASSERT_EQ(ioctl(fd, VFIO_IOMMU_DIRTY_PAGES, &start), 0);
+
+	VFIO_ASSERT_EQ(pthread_create(&thread, NULL, close_caller, &fd), 0);
+	usleep(race_rnd(r, 3000));
+
+	/* Nobody else opens files: the number does not come back meanwhile. */
+	if (!group_first)
+		close(fd);
+	race_allow(r, ioctl(s->group2_fd, VFIO_GROUP_UNSET_CONTAINER) ? -errno : 0);
+	VFIO_ASSERT_EQ(pthread_join(thread, NULL), 0);
+	if (group_first)
+		close(fd);
+}
+
 static void race_group(struct racer *r)
 {
 	struct racing *s = r->s;
+
+	if (!race_rnd(r, 3)) {
+		race_close(r);
+		return;
+	}
 
 	race_allow(r, ioctl(s->group2_fd, VFIO_GROUP_SET_CONTAINER,
 			    &s->env.iommu->container_fd) ? -errno : 0);
@@ -805,6 +899,54 @@ static void *racer_fn(void *arg)
 	}
 
 	return NULL;
+}
+
+static bool dma_over;
+
+static void *dma_fn(void *arg)
+{
+	struct racer *r = arg;
+
+	while (!READ_ONCE(dma_over)) {
+		race_dma(r);
+		WRITE_ONCE(r->steps, r->steps + 1);
+	}
+
+	return NULL;
+}
+
+static unsigned int race_seconds(void)
+{
+	const char *seconds = getenv("VFIO_DIRTY_LOG_RACE_SECONDS");
+
+	return seconds && *seconds ? atoi(seconds) : 10;
+}
+
+static void race_begin(struct racing *s, struct racer *racers, int nr)
+{
+	int i;
+
+	WRITE_ONCE(race_over, false);
+
+	for (i = 0; i < nr; i++) {
+		racers[i].s = s;
+		racers[i].seed += i + 1;
+		VFIO_ASSERT_EQ(pthread_create(&racers[i].thread, NULL, racer_fn, &racers[i]), 0);
+	}
+}
+
+static void race_end(struct __test_metadata *_metadata, struct racer *racers, int nr)
+{
+	int i;
+
+	WRITE_ONCE(race_over, true);
+
+	for (i = 0; i < nr; i++) {
+		ASSERT_EQ(0, pthread_join(racers[i].thread, NULL));
+		TH_LOG("%s: %lu times", racers[i].name, racers[i].steps);
+		EXPECT_EQ(0, racers[i].errors);
+		EXPECT_LT(0, racers[i].steps);
+	}
 }
 
 static void race_read(struct racing *s, u8 *bitmap)
@@ -837,7 +979,6 @@ static u64 race_count(struct racing *s)
 TEST_F_TIMEOUT(race, all, TIMEOUT)
 {
 	struct racing *s = &self->state;
-	const char *seconds = getenv("VFIO_DIRTY_LOG_RACE_SECONDS");
 	struct racer racers[] = {
 		{ .name = "DMA", .step = race_dma },
 		{ .name = "START/STOP", .step = race_switch },
@@ -845,7 +986,7 @@ TEST_F_TIMEOUT(race, all, TIMEOUT)
 		{ .name = "GET/NOCLEAR/CLEAR", .step = race_log },
 		{ .name = "MAP/UNMAP", .step = race_map },
 		{ .name = "GET_INFO", .step = race_info },
-		{ .name = "attach/detach", .step = race_group },
+		{ .name = "attach/detach/close", .step = race_group },
 	};
 	u8 mask[DIRTY_LOG_BITMAP_BYTES(RACE_PAGES)];
 	int nr = ARRAY_SIZE(racers) - (s->group2_fd < 0);
@@ -853,21 +994,10 @@ TEST_F_TIMEOUT(race, all, TIMEOUT)
 	u64 page;
 	int i;
 
-	for (i = 0; i < nr; i++) {
-		racers[i].s = s;
-		racers[i].seed = i + 1;
-		ASSERT_EQ(0, pthread_create(&racers[i].thread, NULL, racer_fn, &racers[i]));
-	}
-
-	sleep(seconds && *seconds ? atoi(seconds) : 10);
-	WRITE_ONCE(race_over, true);
-
-	for (i = 0; i < nr; i++) {
-		ASSERT_EQ(0, pthread_join(racers[i].thread, NULL));
-		TH_LOG("%s: %lu times", racers[i].name, racers[i].steps);
-		EXPECT_EQ(0, racers[i].errors);
-		EXPECT_LT(0, racers[i].steps);
-	}
+	race_begin(s, racers, nr);
+	sleep(race_seconds());
+	race_end(_metadata, racers, nr);
+	TH_LOG("raced for %u s", race_seconds());
 
 	/* Now that it is quiet, the log is as exact as ever. */
 	ASSERT_EQ(0, __iommu_unmap_ioctl(e->iommu, 0, RACE_OTHER, SZ_1G, NULL, NULL));
@@ -889,17 +1019,105 @@ TEST_F_TIMEOUT(race, all, TIMEOUT)
 	}
 }
 
+struct migration {
+	struct racing *s;
+	u8 *copy;
+	u64 copied, unwritten;
+};
+
+/* What a VMM does in one round: ask, then clear and copy chunk by chunk. */
+static void migration_round(struct migration *m, bool first)
+{
+	u8 bitmap[DIRTY_LOG_BITMAP_BYTES(RACE_PAGES)], mask[8];
+	struct racing *s = m->s;
+	u64 pgsize = s->env.log.pgsize, chunk, page, n;
+
+	race_read(s, bitmap);
+
+	for (chunk = 0; chunk < RACE_PAGES; chunk += 64) {
+		n = min(64UL, RACE_PAGES - chunk);
+		memcpy(mask, bitmap + chunk / 8, sizeof(mask));
+		if (first)
+			memset(mask, 0xff, sizeof(mask));
+
+		iommu_dirty_log_clear(s->env.iommu, s->region.iova + chunk * pgsize,
+				      n * pgsize, mask);
+
+		for (page = chunk; page < chunk + n; page++) {
+			if (!bit_get(mask, page - chunk))
+				continue;
+
+			memcpy(m->copy + page * pgsize, s->region.vaddr + page * pgsize, pgsize);
+			m->copied += !first;
+			m->unwritten += !first && page >= RACE_WRITTEN;
+		}
+	}
+}
+
+/*
+ * A migration while all the others call. None of them may take a page from it:
+ * they neither stop the log nor clear where it copies, everything else they do.
+ */
+TEST_F_TIMEOUT(race, migration, TIMEOUT)
+{
+	struct racing *s = &self->state;
+	struct racer racers[] = {
+		{ .name = "START", .step = race_switch, .spare = true },
+		{ .name = "GET/NOCLEAR/CLEAR", .step = race_log, .spare = true },
+		{ .name = "GET/NOCLEAR/CLEAR", .step = race_log, .spare = true },
+		{ .name = "MAP/UNMAP", .step = race_map },
+		{ .name = "GET_INFO", .step = race_info },
+		{ .name = "attach/detach/close", .step = race_group },
+	};
+	int nr = ARRAY_SIZE(racers) - (s->group2_fd < 0);
+	struct racer dma = { .name = "DMA", .s = s, .seed = 42 };
+	struct migration m = { .s = s };
+	double begin = now(), end = begin + race_seconds();
+	u64 migrations = 0, writes = 0, steps;
+	int i;
+
+	m.copy = alloc_memory(s->region.size, 0);
+	ASSERT_NE(MAP_FAILED, m.copy);
+
+	iommu_dirty_log_start(s->env.iommu);
+	race_begin(s, racers, nr);
+
+	do {
+		dma.steps = 0;
+		WRITE_ONCE(dma_over, false);
+		ASSERT_EQ(0, pthread_create(&dma.thread, NULL, dma_fn, &dma));
+
+		memset(m.copy, 0, s->region.size);
+		migration_round(&m, true);
+		for (i = 0; i < 8; i++) {
+			steps = READ_ONCE(dma.steps);
+			while (READ_ONCE(dma.steps) < steps + 5)
+				sched_yield();
+			migration_round(&m, false);
+		}
+
+		WRITE_ONCE(dma_over, true);
+		ASSERT_EQ(0, pthread_join(dma.thread, NULL));
+		migration_round(&m, false);
+
+		ASSERT_EQ(0, memcmp(m.copy, s->region.vaddr, s->region.size)) {
+			TH_LOG("migration %lu: a page was forgotten", migrations);
+		}
+		writes += dma.steps;
+		migrations++;
+	} while (now() < end);
+
+	race_end(_metadata, racers, nr);
+	TH_LOG("raced for %.0f s", now() - begin);
+	TH_LOG("%lu migrations compared equal: %lu DMA writes, %lu pages copied again",
+	       migrations, writes, m.copied);
+	if (s->env.log.hw)
+		EXPECT_EQ(0, m.unwritten);
+}
+
 /* ---- Large ---- */
 
 #define LARGE_PIECE	(32UL * SZ_1M)
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec + t.tv_nsec / 1e9;
-}
 
 FIXTURE(large) {
 	struct env env;

@@ -39,6 +39,7 @@
 #include <libvfio.h>
 
 #include "test_modules/test_vfio_emulated.h"
+#include "test_modules/test_vfio_iommu.h"
 #include "kselftest_harness.h"
 
 #define FLAG_START	VFIO_IOMMU_DIRTY_PAGES_FLAG_START
@@ -100,6 +101,9 @@ struct env {
 
 	/* Added to the address of the next bitmap, bytes. */
 	unsigned int misalign;
+
+	/* Make the calls as a 32-bit process does. */
+	bool compat;
 
 	u8 seq;
 };
@@ -245,9 +249,103 @@ static void log_stop(struct env *e)
 	e->tracking = false;
 }
 
+#ifdef __x86_64__
+/* What the calls end in, as a 32-bit process knows it. */
+struct compat_vfio_bitmap {
+	__u64 pgsize;
+	__u64 size;
+	__u32 data;
+} __packed;
+
+struct compat_call {
+	__u32 argsz;
+	__u32 flags;
+	__u64 iova;
+	__u64 size;
+	struct compat_vfio_bitmap bitmap;
+	__u8 bits[];
+} __packed;
+
+/*
+ * int $0x80 is the way into the kernel for 32-bit processes, and for a 64-bit one
+ * that wants to be taken for one. What @arg points to lies below 4 GiB.
+ */
+static int compat_ioctl(int fd, unsigned long request, void *arg)
+{
+	int ret;
+
+	asm volatile("int $0x80" : "=a" (ret)
+		     : "a" (54 /* ioctl */), "b" (fd), "c" (request), "d" (arg)
+		     : "memory", "cc", "r8", "r9", "r10", "r11");
+
+	return ret;
+}
+
+/* UNMAP_DMA and DIRTY_PAGES have the same layout. @cut: bytes that argsz lacks. */
+static int compat_call(struct env *e, unsigned long request, u32 flags, iova_t iova,
+		       u64 npages, void *bitmap, int cut)
+{
+	u64 bytes = DIRTY_LOG_BITMAP_BYTES(npages);
+	size_t size = sizeof(struct compat_call) + bytes;
+	struct compat_call *call;
+	int ret;
+
+	call = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	VFIO_ASSERT_NE(call, MAP_FAILED);
+
+	*call = (struct compat_call) {
+		.argsz = sizeof(*call) - cut,
+		.flags = flags,
+		.iova = iova,
+		.size = npages * e->log.pgsize,
+		.bitmap.pgsize = e->log.pgsize,
+		.bitmap.size = bytes,
+		.bitmap.data = (uintptr_t)call->bits,
+	};
+
+	memcpy(call->bits, bitmap, bytes);
+	ret = compat_ioctl(e->iommu->container_fd, request, call);
+	memcpy(bitmap, call->bits, bytes);
+	munmap(call, size);
+
+	return ret;
+}
+
+/* Without CONFIG_IA32_EMULATION the kernel answers with a signal. */
+static bool compat_works(void)
+{
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	VFIO_ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(compat_ioctl(-1, 0, NULL) == -EBADF ? 0 : 1);
+
+	VFIO_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+
+	return WIFEXITED(status) && !WEXITSTATUS(status);
+}
+#else
+static int compat_call(struct env *e, unsigned long request, u32 flags, iova_t iova,
+		       u64 npages, void *bitmap, int cut)
+{
+	return -ENOTTY;
+}
+
+static bool compat_works(void)
+{
+	return false;
+}
+#endif
+
 static int log_call(struct env *e, u32 flag, iova_t iova, u64 npages, void *bitmap)
 {
 	u64 size = npages * e->log.pgsize;
+
+	if (e->compat)
+		return compat_call(e, VFIO_IOMMU_DIRTY_PAGES, flag, iova, npages, bitmap, 0);
 
 	switch (flag) {
 	case FLAG_GET:
@@ -340,12 +438,11 @@ static void check_all(struct env *e)
 	}
 }
 
-static void log_clear(struct env *e, iova_t iova, u64 npages, const void *mask)
+static void log_clear(struct env *e, iova_t iova, u64 npages, void *mask)
 {
 	struct __test_metadata *_metadata = e->metadata;
-	u64 size = npages * e->log.pgsize;
 
-	ASSERT_EQ(0, __iommu_dirty_log_clear(e->iommu, iova, size, mask));
+	ASSERT_EQ(0, log_call(e, FLAG_CLEAR, iova, npages, mask));
 	model_cleared(e, iova, npages, mask);
 }
 
@@ -1838,6 +1935,7 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 		{ "bitmap too large", -EINVAL, RANGE(bitmap.size), e->log.max_bitmap_size + 1 },
 		{ "bitmap of -1", -EINVAL, RANGE(bitmap.size), ~0UL },
 		{ "bitmap in the kernel", -EINVAL, RANGE(bitmap.data), 0xffff888000000000UL },
+		{ "bitmap up to the end of 64 bits", -EINVAL, RANGE(bitmap.data), -8UL },
 		{ "bitmap at NULL", -EFAULT, RANGE(bitmap.data), 0 },
 	};
 	const u32 argsz = sizeof(struct vfio_iommu_type1_dirty_bitmap);
@@ -1845,6 +1943,8 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 	struct vfio_iommu_type1_dirty_bitmap_get range;
 	struct mapping *m;
 	int i, f, j, ret;
+	u8 *bits;
+	u64 all;
 
 	m = map_pages(e, TEST_IOVA, npages);
 	log_start(e);
@@ -1878,20 +1978,25 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 
 			for (j = 0; j < ARRAY_SIZE(bitmap); j++)
 				EXPECT_EQ(~0UL, bitmap[j]);
+			check_all(e);
 		}
-		check_all(e);
 		check(e, FLAG_GET, TEST_IOVA, npages);
 	}
 
 	/* argsz and flags */
-	write_page(e, m, 7);
 	for (f = 0; f < 3; f++) {
-		EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(e->iommu, 0, flags[f], &good));
-		EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(e->iommu, argsz - 1, flags[f], &good));
-		EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(e->iommu, argsz, flags[f], &good));
-		EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(e->iommu, argsz + sizeof(good) - 1,
-							   flags[f], &good));
+		const u32 short_argsz[] = { 0, 1, argsz - 1, argsz, argsz + sizeof(good) - 1 };
+
+		write_page(e, m, 7 + f);
+		for (i = 0; i < ARRAY_SIZE(short_argsz); i++) {
+			EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(e->iommu, short_argsz[i],
+								   flags[f], &good)) {
+				TH_LOG("flag 0x%x, argsz %u", flags[f], short_argsz[i]);
+			}
+			check_all(e);
+		}
 	}
+	EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(e->iommu, argsz - 1, FLAG_STOP, NULL));
 	EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(e->iommu, argsz + sizeof(good), 0, &good));
 	for (i = 0; i < 32; i++) {
 		for (j = 0; j <= i; j++) {
@@ -1906,9 +2011,34 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 				TH_LOG("flags 0x%x", wrong);
 			}
 		}
+		check_all(e);
 	}
 	EXPECT_EQ(-1, ioctl(e->iommu->container_fd, VFIO_IOMMU_DIRTY_PAGES, NULL));
 	EXPECT_EQ(EFAULT, errno);
+	check_all(e);
+
+	/* Odd, but right: a huge argsz, IOVA 0, a bitmap at an odd address */
+	all = (TEST_IOVA + good.size) / pgsize;
+	bits = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(all) + 16);
+	for (f = 0; f < 3; f++) {
+		range = good;
+		range.iova = 0;
+		range.size = all * pgsize;
+		range.bitmap.data = (__u64 *)(bits + 1 + 2 * f);
+		range.bitmap.size = DIRTY_LOG_BITMAP_BYTES(all) + 8;
+
+		write_page(e, m, 20 + f);
+		memset(bits, 0, DIRTY_LOG_BITMAP_BYTES(all) + 16);
+		EXPECT_EQ(0, __iommu_dirty_log_ioctl(e->iommu, ~0U, flags[f], &range));
+		EXPECT_EQ(flags[f] != FLAG_CLEAR,
+			  bit_get(range.bitmap.data, TEST_IOVA / pgsize + 20 + f));
+		if (flags[f] == FLAG_GET)
+			model_cleared(e, 0, all, NULL);
+		check_all(e);
+	}
+	free(bits);
+	EXPECT_EQ(0, __iommu_dirty_log_ioctl(e->iommu, ~0U, FLAG_START, NULL));
+	check_all(e);
 
 	/* UNMAP takes the bitmap along with no other flag, and only with all of it. */
 	for (i = 0; i < 2; i++) {
@@ -1969,6 +2099,48 @@ static bool failed(int fd)
 	fail_nth(fd, 0);
 
 	return n > 0 && !atoi(buf);
+}
+
+/*
+ * The bitmap's address is shorter in the calls of a 32-bit process. Catches them
+ * being refused, and their bitmap being read or written elsewhere.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_container, compat, TIMEOUT)
+{
+	struct env *e = &self->env;
+	u8 got[16] = {}, want[16] = {};
+	struct mapping *m;
+
+	if (!compat_works())
+		SKIP(return, "needs x86-64 and CONFIG_IA32_EMULATION");
+
+	m = map_pages(e, TEST_IOVA, 70);
+	e->compat = true;
+
+	log_start(e);
+	write_page(e, m, 1);
+	write_page(e, m, 69);
+	check_all(e);
+	clear_page_of(e, m, 69);
+	check_all(e);
+	write_page(e, m, 33);
+	check(e, FLAG_GET, m->dma.iova, m->npages);
+	check_all(e);
+
+	/* One byte short of the pointer. */
+	write_page(e, m, 64);
+	EXPECT_EQ(-EINVAL, compat_call(e, VFIO_IOMMU_DIRTY_PAGES, FLAG_GET, m->dma.iova,
+				       m->npages, got, 1));
+	EXPECT_EQ(-EINVAL, compat_call(e, VFIO_IOMMU_UNMAP_DMA,
+				       VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, m->dma.iova,
+				       m->npages, got, 1));
+	check_all(e);
+
+	ASSERT_EQ(0, compat_call(e, VFIO_IOMMU_UNMAP_DMA, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+				 m->dma.iova, m->npages, got, 0));
+	model_paint(e, m->dma.iova, m->npages, want, got);
+	EXPECT_EQ(0, memcmp(got, want, sizeof(got)));
+	model_forget(e, m);
 }
 
 /*
@@ -2434,6 +2606,41 @@ TEST_F_TIMEOUT(vfio_dirty_log_emulated, pins_and_writes, TIMEOUT)
 	}
 }
 
+/*
+ * A write fails at a page that it may not write to, but has changed the page
+ * before. Catches that page being forgotten because of the error.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_emulated, write_in_part, TIMEOUT)
+{
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	u64 pgsize = e->log.pgsize;
+	u8 *page7 = m->dma.vaddr + 7 * pgsize;
+	struct test_vfio_emulated_range range = {
+		.iova = page_iova(e, m, 7),
+		.size = 2 * pgsize,
+	};
+
+	memset(page7, 0xff, 2 * pgsize);
+	log_start(e);
+
+	ASSERT_EQ(0, mprotect(page7 + pgsize, pgsize, PROT_READ));
+	ASSERT_EQ(-1, ioctl(self->fd, TEST_VFIO_EMULATED_WRITE, &range));
+	ASSERT_EQ(EFAULT, errno);
+	ASSERT_EQ(0, mprotect(page7 + pgsize, pgsize, PROT_READ | PROT_WRITE));
+
+	/* The module writes zeros */
+	ASSERT_EQ(0, page7[0]);
+	m->state[7] = PAGE_DIRTY;
+	if (e->log.hw)
+		m->state[8] = PAGE_EITHER;
+	check_all(e);
+
+	check(e, FLAG_GET, m->dma.iova, m->npages);
+	check_all(e);
+	log_stop(e);
+}
+
 /* The device is told to unpin amid the unmap. Its pages are dirty all the same. */
 TEST_F_TIMEOUT(vfio_dirty_log_emulated, unmap_pinned, TIMEOUT)
 {
@@ -2506,12 +2713,664 @@ TEST_F_TIMEOUT(vfio_dirty_log_emulated, last_of_domain, TIMEOUT)
 	log_stop(e);
 }
 
-/* Does nothing if the module is not there, or loaded already. */
-static bool load_module(void)
+/* ---- IOMMUs that no machine has side by side: the module's, and the device's ---- */
+
+enum {
+	MOCK_A,
+	MOCK_B,
+	MOCK_LARGE = TEST_VFIO_IOMMU_LARGE,
+	MOCK_INCAPABLE = TEST_VFIO_IOMMU_NR_CAPABLE,
+	MOCK_INCAPABLE_TOO,
+};
+
+#define MOCK_SYSFS	"/sys/bus/platform/devices/" TEST_VFIO_IOMMU ".%d/%s"
+
+struct mock {
+	int id;
+	int group_fd, fd;
+};
+
+FIXTURE(vfio_dirty_log_mock) {
+	struct env env;
+	struct mock mocks[TEST_VFIO_IOMMU_NR_DEVICES];
+	struct mapping *m, *other;
+};
+
+/* Returns what VFIO_GROUP_SET_CONTAINER does, errors as -errno. */
+static int mock_attach(struct env *e, struct mock *mock)
 {
+	char path[PATH_MAX], link[PATH_MAX] = {};
+
+	snprintf_assert(path, sizeof(path), MOCK_SYSFS, mock->id, "iommu_group");
+	VFIO_ASSERT_GT(readlink(path, link, sizeof(link) - 1), 0);
+
+	snprintf_assert(path, sizeof(path), "/dev/vfio/%s", basename(link));
+	mock->group_fd = open(path, O_RDWR);
+	VFIO_ASSERT_GE(mock->group_fd, 0);
+
+	if (ioctl(mock->group_fd, VFIO_GROUP_SET_CONTAINER, &e->iommu->container_fd)) {
+		int ret = -errno;
+
+		close(mock->group_fd);
+		mock->group_fd = -1;
+		return ret;
+	}
+
+	/* The first one has to say what container it is, for others it is too late. */
+	ioctl(e->iommu->container_fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU);
+
+	snprintf_assert(path, sizeof(path), TEST_VFIO_IOMMU ".%d", mock->id);
+	mock->fd = ioctl(mock->group_fd, VFIO_GROUP_GET_DEVICE_FD, path);
+	VFIO_ASSERT_GE(mock->fd, 0);
+
+	return 0;
+}
+
+static void mock_detach(struct mock *mock)
+{
+	close(mock->fd);
+	close(mock->group_fd);
+	mock->fd = -1;
+	mock->group_fd = -1;
+}
+
+/* Let the next "start", "read" or "map" of the device's IOMMU fail with @err. */
+static void mock_fail(struct mock *mock, const char *what, int err)
+{
+	char path[PATH_MAX], text[32];
+	int fd, len;
+
+	snprintf_assert(path, sizeof(path), MOCK_SYSFS, mock->id, "fail");
+	fd = open(path, O_WRONLY);
+	VFIO_ASSERT_GE(fd, 0);
+	len = snprintf(text, sizeof(text), "%s %d", what, err);
+	VFIO_ASSERT_EQ(write(fd, text, len), len);
+	close(fd);
+}
+
+static bool mock_tracks(struct mock *mock)
+{
+	char path[PATH_MAX], text = 0;
+	int fd;
+
+	snprintf_assert(path, sizeof(path), MOCK_SYSFS, mock->id, "tracking");
+	fd = open(path, O_RDONLY);
+	VFIO_ASSERT_GE(fd, 0);
+	VFIO_ASSERT_EQ(read(fd, &text, 1), 1);
+	close(fd);
+
+	return text == '1';
+}
+
+static void mock_write(struct env *e, struct mock *mock, struct mapping *m, u64 page)
+{
+	struct __test_metadata *_metadata = e->metadata;
+	struct test_vfio_iommu_write write = {
+		.iova = page_iova(e, m, page) + 8,
+		.size = DMA_SIZE,
+		.value = ++e->seq,
+	};
+	u8 *data = m->dma.vaddr + page * e->log.pgsize + 8;
+
+	ASSERT_EQ(0, ioctl(mock->fd, TEST_VFIO_IOMMU_WRITE, &write));
+	ASSERT_EQ(write.value, data[0]);
+	ASSERT_EQ(write.value, data[DMA_SIZE - 1]);
+
+	model_write(e, m, page);
+}
+
+/*
+ * What kind of log it is after a group came or went. If it is a pessimistic one,
+ * everything is dirty from now on. If it is not any more, everything is dirty
+ * still, until it is cleared: that is what the model says already.
+ */
+static void check_kind(struct env *e, bool hw)
+{
+	struct __test_metadata *_metadata = e->metadata;
+	int i;
+
+	iommu_dirty_log_info(e->iommu, &e->log);
+	ASSERT_EQ(hw, e->log.hw);
+
+	for (i = 0; i < MAX_MAPPINGS && !hw; i++) {
+		if (e->mappings[i])
+			model_reset(e, e->mappings[i]);
+	}
+}
+
+/* There is no log, and MAP and UNMAP do not mind. */
+static void check_stopped(struct env *e)
+{
+	struct __test_metadata *_metadata = e->metadata;
+	struct mapping *m = e->mappings[0];
+	u64 bitmap[4] = {};
+
+	EXPECT_EQ(-EINVAL, log_call(e, FLAG_NOCLEAR, m->dma.iova, 1, bitmap));
+	EXPECT_EQ(-EINVAL, log_call(e, FLAG_CLEAR, m->dma.iova, 1, bitmap));
+	EXPECT_EQ(-EINVAL, log_call(e, FLAG_GET, m->dma.iova, m->npages, bitmap));
+
+	m = map_pages(e, TEST_IOVA + SZ_1G, 3);
+	unmap_pages(e, m);
+}
+
+/* Whatever the log was through: it is sound now, for every device given. */
+static void check_sound(struct env *e, struct mock *mock, struct mock *other)
+{
+	struct mapping *m = e->mappings[0];
+	int round;
+
+	check_all(e);
+	check(e, FLAG_GET, m->dma.iova, m->npages);
+	check_all(e);
+
+	/* The second round's writes find the IOTLB as the first one left it. */
+	for (round = 0; round < 2; round++) {
+		mock_write(e, mock, m, 1);
+		if (other)
+			mock_write(e, other, m, 2);
+		if (e->device)
+			write_page(e, m, 3);
+		check_all(e);
+		clear_range(e, page_iova(e, m, 1), 3);
+		check_all(e);
+	}
+
+	mock_write(e, mock, m, m->npages - 1);
+	check(e, FLAG_GET, m->dma.iova, m->npages);
+	check_all(e);
+}
+
+FIXTURE_SETUP(vfio_dirty_log_mock)
+{
+	struct env *e = &self->env;
+	int i;
+
+	*e = (struct env) {
+		.metadata = _metadata,
+	};
+
+	if (access("/sys/bus/platform/devices/" TEST_VFIO_IOMMU ".0", F_OK))
+		SKIP(return, "the module " TEST_VFIO_IOMMU " is not there: make KDIR=...");
+
+	for (i = 0; i < TEST_VFIO_IOMMU_NR_DEVICES; i++) {
+		self->mocks[i] = (struct mock) {
+			.id = i,
+			.group_fd = -1,
+			.fd = -1,
+		};
+
+		/* A test before may have ended early. */
+		mock_fail(&self->mocks[i], "start", 0);
+		mock_fail(&self->mocks[i], "read", 0);
+		mock_fail(&self->mocks[i], "map", 0);
+	}
+
+	e->iommu = iommu_init(MODE_VFIO_TYPE1V2_IOMMU);
+	ASSERT_EQ(0, mock_attach(e, &self->mocks[MOCK_A]));
+
+	if (iommu_check_extension(e->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR) != 1 &&
+	    !getenv("VFIO_DIRTY_LOG_EXPECT"))
+		SKIP(return, "the kernel does not offer VFIO_DIRTY_LOG_MANUAL_CLEAR");
+
+	iommu_dirty_log_info(e->iommu, &e->log);
+	ASSERT_TRUE(e->log.hw);
+
+	self->m = map_pages(e, TEST_IOVA, 70);
+	self->other = map_pages(e, TEST_IOVA + SZ_2M, 3);
+
+	/* Its IOMMU takes larger pages, but logs the small ones. */
+	self->m->max_leaf = 1;
+	self->other->max_leaf = 1;
+}
+
+FIXTURE_TEARDOWN(vfio_dirty_log_mock)
+{
+	int i;
+
+	if (self->env.device)
+		vfio_pci_device_cleanup(self->env.device);
+	for (i = 0; i < TEST_VFIO_IOMMU_NR_DEVICES; i++)
+		mock_detach(&self->mocks[i]);
+	iommu_cleanup(self->env.iommu);
+}
+
+/* Two IOMMUs, two domains: what either logs is reported, and nothing else. */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, two_domains, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *b = &self->mocks[MOCK_B];
+	struct env *e = &self->env;
+	int round;
+
+	ASSERT_EQ(0, mock_attach(e, b));
+	check_kind(e, true);
+
+	for (round = 0; round < 2; round++) {
+		mock_write(e, a, self->m, 9);
+		mock_write(e, b, self->m, 10);
+		log_start(e);
+		EXPECT_TRUE(mock_tracks(a));
+		EXPECT_TRUE(mock_tracks(b));
+		check_all(e);
+
+		mock_write(e, a, self->m, 0);
+		mock_write(e, b, self->m, 64);
+		mock_write(e, b, self->other, 2);
+		check_sound(e, a, b);
+
+		log_stop(e);
+		EXPECT_FALSE(mock_tracks(a));
+		EXPECT_FALSE(mock_tracks(b));
+		check_stopped(e);
+	}
+}
+
+/* The log is pessimistic from START on, and precise once the cause has left. */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, incapable_before_start, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *bad = &self->mocks[MOCK_INCAPABLE];
+	struct env *e = &self->env;
+
+	ASSERT_EQ(0, mock_attach(e, bad));
+	check_kind(e, false);
+
+	log_start(e);
+	check_all(e);
+	clear_range(e, self->m->dma.iova, self->m->npages);
+	check_all(e);
+	mock_write(e, bad, self->m, 6);
+	mock_write(e, a, self->m, 7);
+	check(e, FLAG_GET, self->m->dma.iova, self->m->npages);
+
+	mock_detach(bad);
+	check_kind(e, true);
+	check_sound(e, a, NULL);
+
+	/* It left, but nobody has cleared its pages yet. */
+	clear_range(e, self->other->dma.iova, 1);
+	check_all(e);
+
+	log_stop(e);
+	log_start(e);
+	check_sound(e, a, NULL);
+}
+
+/*
+ * Groups that cannot log come while tracking, and go. Catches a log that says it
+ * is precise while they are there, that stays pessimistic with the last one gone
+ * or turns precise with the first one, and pages getting lost that were written
+ * unseen, or that were cleared while that meant nothing.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, incapable_while_tracking, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *bad = &self->mocks[MOCK_INCAPABLE];
+	struct mock *b = &self->mocks[MOCK_B], *bad_too = &self->mocks[MOCK_INCAPABLE_TOO];
+	struct env *e = &self->env;
+	int round;
+
+	log_start(e);
+
+	for (round = 0; round < 3; round++) {
+		mock_write(e, a, self->m, 5);
+		check_all(e);
+
+		ASSERT_EQ(0, mock_attach(e, bad));
+		check_kind(e, false);
+		check_all(e);
+		EXPECT_TRUE(mock_tracks(a));
+		clear_range(e, self->m->dma.iova, self->m->npages);
+		check_all(e);
+
+		/* One that can log does not help, first or last in the container. */
+		if (round == 2) {
+			ASSERT_EQ(0, mock_attach(e, b));
+			check_kind(e, false);
+			check_all(e);
+		}
+
+		if (round == 1) {
+			ASSERT_EQ(0, mock_attach(e, bad_too));
+			mock_detach(bad);
+			check_kind(e, false);
+			check_all(e);
+			mock_write(e, bad_too, self->m, 8);
+			clear_range(e, self->m->dma.iova, self->m->npages);
+			mock_detach(bad_too);
+		} else {
+			mock_write(e, bad, self->m, 8);
+			/* All of it the user took for clean, if it did not ask first. */
+			check(e, FLAG_GET, self->m->dma.iova, self->m->npages);
+			check(e, FLAG_GET, self->other->dma.iova, self->other->npages);
+			mock_detach(bad);
+		}
+
+		check_kind(e, true);
+		check_all(e);
+
+		/* Once means: until it is cleared, page by page. */
+		clear_range(e, page_iova(e, self->m, 2), 5);
+		check_all(e);
+		mock_write(e, a, self->m, 3);
+		check_all(e);
+		check(e, FLAG_GET, self->other->dma.iova, self->other->npages);
+		check_sound(e, a, round == 2 ? b : NULL);
+	}
+}
+
+/*
+ * START on two domains, of which either fails, at either step. Catches the other
+ * one being left to track, the error being swallowed or replaced, and a log that
+ * runs half.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, start_fails, TIMEOUT)
+{
+	static const char * const steps[] = { "start", "read" };
+	static const int errors[] = { ENOSPC, EIO };
+	struct mock *a = &self->mocks[MOCK_A], *b = &self->mocks[MOCK_B];
+	struct env *e = &self->env;
+	int i;
+
+	ASSERT_EQ(0, mock_attach(e, b));
+
+	for (i = 0; i < 4; i++) {
+		mock_write(e, a, self->m, 20);
+		mock_write(e, b, self->m, 21);
+
+		mock_fail(i & 1 ? a : b, steps[i / 2], errors[i & 1]);
+		ASSERT_EQ(-errors[i & 1], __iommu_dirty_log_start(e->iommu));
+		EXPECT_FALSE(mock_tracks(a));
+		EXPECT_FALSE(mock_tracks(b));
+		check_stopped(e);
+
+		log_start(e);
+		EXPECT_TRUE(mock_tracks(a));
+		EXPECT_TRUE(mock_tracks(b));
+		check_sound(e, a, b);
+
+		/* It runs, so nothing is started and nothing can fail. */
+		mock_fail(a, "start", EIO);
+		log_start(e);
+		mock_write(e, b, self->m, 33);
+		check_all(e);
+
+		/* Uses the failure up */
+		log_stop(e);
+		ASSERT_EQ(-EIO, __iommu_dirty_log_start(e->iommu));
+		EXPECT_FALSE(mock_tracks(b));
+	}
+}
+
+/*
+ * An attach while tracking that fails, because its domain cannot be started or
+ * the mappings cannot be replayed: it is refused with the IOMMU's error, and for
+ * the log it has never been. The second attempt is a good one.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, attach_fails, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *b = &self->mocks[MOCK_B];
+	struct mock *bad = &self->mocks[MOCK_INCAPABLE];
+	struct env *e = &self->env;
+	int round;
+
+	log_start(e);
+
+	for (round = 0; round < 2; round++) {
+		mock_write(e, a, self->m, 30);
+		check_all(e);
+
+		mock_fail(b, round ? "map" : "start", ENOSPC);
+		ASSERT_EQ(-ENOSPC, mock_attach(e, b));
+		EXPECT_FALSE(mock_tracks(b));
+		EXPECT_TRUE(mock_tracks(a));
+		check_kind(e, true);
+		check_all(e);
+		mock_write(e, a, self->m, 31);
+		check_sound(e, a, NULL);
+
+		/* One that could not log and did not come in spoils nothing. */
+		mock_write(e, a, self->m, 32);
+		mock_fail(bad, "map", EIO);
+		ASSERT_EQ(-EIO, mock_attach(e, bad));
+		check_kind(e, true);
+		check_sound(e, a, NULL);
+
+		mock_write(e, a, self->m, 33);
+		ASSERT_EQ(0, mock_attach(e, b));
+		EXPECT_TRUE(mock_tracks(b));
+		check_kind(e, true);
+		mock_write(e, b, self->m, 34);
+		check_all(e);
+		check_sound(e, a, b);
+		mock_detach(b);
+		check_all(e);
+	}
+}
+
+/*
+ * A group leaves with dirty pages in its page table. They stay in the log, and if
+ * they cannot be read any more, every page is dirty.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, detach_keeps, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *b = &self->mocks[MOCK_B];
+	struct env *e = &self->env;
+	int round;
+
+	log_start(e);
+
+	for (round = 0; round < 4; round++) {
+		ASSERT_EQ(0, mock_attach(e, b));
+		mock_write(e, a, self->m, 1);
+		mock_write(e, b, self->m, 2);
+		mock_write(e, b, self->m, 69);
+		mock_write(e, b, self->other, 1);
+
+		/* m, which is at the lower IOVA, is read first. */
+		if (round == 2)
+			mock_fail(b, "read", EIO);
+		mock_detach(b);
+
+		if (round == 2)
+			memset(self->m->state, PAGE_DIRTY, self->m->npages);
+		check_sound(e, a, NULL);
+		check(e, FLAG_GET, self->other->dma.iova, self->other->npages);
+	}
+}
+
+/*
+ * The IOMMU fails half way through a read of its log, in every call that reads
+ * it: the call fails with that error and no page is lost.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, read_fails, TIMEOUT)
+{
+	static const u32 flags[] = { FLAG_NOCLEAR, FLAG_GET, FLAG_CLEAR, 0 };
+	struct mock *a = &self->mocks[MOCK_A], *b = &self->mocks[MOCK_B];
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	u64 bitmap[2];
+	int i, ret;
+
+	ASSERT_EQ(0, mock_attach(e, b));
+	log_start(e);
+
+	for (i = 0; i < 2 * ARRAY_SIZE(flags); i++) {
+		mock_write(e, a, m, 4);
+		mock_write(e, a, m, 68);
+		mock_write(e, b, m, 5);
+		mock_write(e, b, m, 69);
+
+		mock_fail(i & 1 ? a : b, "read", ENXIO);
+		memset(bitmap, 0xff, sizeof(bitmap));
+		if (flags[i / 2])
+			ret = log_call(e, flags[i / 2], m->dma.iova, m->npages, bitmap);
+		else
+			ret = __iommu_unmap_get_dirty(e->iommu, &m->dma, bitmap, NULL);
+		ASSERT_EQ(-ENXIO, ret);
+
+		model_after_error(e);
+		check_all(e);
+		check_sound(e, a, b);
+	}
+}
+
+/*
+ * A group comes or goes whose IOMMU has larger pages. It changes the page size of
+ * the container, but not that of a log that runs: catches bits that stand for
+ * other pages from then on, and pages of a larger leaf getting lost.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, page_size_stays, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *large = &self->mocks[MOCK_LARGE];
+	const u64 leaf = TEST_VFIO_IOMMU_LARGE_PAGES;
+	struct env *e = &self->env;
+	u64 pgsize = e->log.pgsize;
+	u64 log_pgsize, bitmap[1];
+	struct mapping *m;
+	void *vaddr;
+	int first;
+
+	vaddr = alloc_memory(SZ_2M, MAP_HUGETLB | MAP_HUGE_2MB);
+	if (vaddr == MAP_FAILED)
+		SKIP(return, "no memory of pages of 2 MiB: %s", strerror(errno));
+
+	unmap_pages(e, self->m);
+	unmap_pages(e, self->other);
+
+	for (first = 0; first < 2; first++) {
+		/* Nothing is mapped or unmapped while it is there: type1 warns then. */
+		m = map_memory(e, vaddr, TEST_IOVA, SZ_2M, pgsize);
+		m->max_leaf = 1;
+		log_pgsize = pgsize;
+
+		if (first) {
+			ASSERT_EQ(0, mock_attach(e, large));
+			iommu_dirty_log_info(e->iommu, &e->log);
+			log_pgsize = pgsize * leaf;
+			m->npages /= leaf;
+		}
+
+		/* From START on, until STOP */
+		ASSERT_EQ(log_pgsize, e->log.pgsize);
+		log_start(e);
+		mock_write(e, a, m, 7);
+		if (first) {
+			mock_write(e, large, m, 9);
+			mock_detach(large);
+		} else {
+			ASSERT_EQ(0, mock_attach(e, large));
+		}
+
+		check_kind(e, true);
+		ASSERT_EQ(log_pgsize, e->log.pgsize);
+		check_sound(e, a, NULL);
+
+		if (!first) {
+			m->min_leaf = leaf;
+			m->max_leaf = leaf;
+			mock_write(e, large, m, 21);
+			m->min_leaf = 1;
+			m->max_leaf = 1;
+			mock_write(e, a, m, 50);
+			check_all(e);
+			clear_range(e, page_iova(e, m, 22), 1);
+			check_all(e);
+			mock_detach(large);
+			check_kind(e, true);
+			check_all(e);
+		}
+
+		log_stop(e);
+		unmap_pages(e, m);
+		iommu_dirty_log_info(e->iommu, &e->log);
+		ASSERT_EQ(pgsize, e->log.pgsize);
+		EXPECT_EQ(-EINVAL, log_call(e, FLAG_NOCLEAR, TEST_IOVA, 1, bitmap));
+	}
+}
+
+/*
+ * A device of the machine beside the module's: IOMMU drivers of two kinds in one
+ * container, whatever the machine's can do. Catches what they do to each other.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, beside_device, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *b = &self->mocks[MOCK_B];
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	struct iommu_dirty_log_info log;
+	bool hw;
+	u64 size;
+	int i;
+
+	e->iovas = iova_allocator_init(e->iommu);
+	size = getpagesize();
+	e->src = map_pages(e, iova_allocator_alloc(e->iovas, size), size / e->log.pgsize);
+
+	log_start(e);
+	mock_write(e, a, m, 10);
+
+	for (i = 0; i < 2; i++) {
+		e->device = vfio_pci_device_init(bdfs[0], e->iommu);
+		if (!e->device->driver.ops)
+			SKIP(return, "libvfio has no driver for the device");
+
+		iommu_dirty_log_info(e->iommu, &log);
+		hw = log.hw;
+		if (expects("hw"))
+			ASSERT_TRUE(hw);
+		if (expects("pessimistic"))
+			ASSERT_FALSE(hw);
+		check_kind(e, hw);
+		check_all(e);
+
+		driver_start(e, e->device);
+		write_page(e, m, 11);
+		mock_write(e, a, m, 12);
+		check_sound(e, a, NULL);
+
+		/* The device's domain is started before the one that fails. */
+		log_stop(e);
+		mock_fail(a, "start", ENOSPC);
+		ASSERT_EQ(-ENOSPC, __iommu_dirty_log_start(e->iommu));
+		check_stopped(e);
+		log_start(e);
+		check_sound(e, a, NULL);
+
+		mock_fail(b, "start", EIO);
+		ASSERT_EQ(-EIO, mock_attach(e, b));
+		check_sound(e, a, NULL);
+		ASSERT_EQ(0, mock_attach(e, b));
+		check_sound(e, a, b);
+		log_stop(e);
+		mock_fail(b, "start", EIO);
+		ASSERT_EQ(-EIO, __iommu_dirty_log_start(e->iommu));
+		EXPECT_FALSE(mock_tracks(a));
+		check_stopped(e);
+		log_start(e);
+		check_sound(e, a, b);
+
+		/* Either leaves with dirty pages */
+		write_page(e, m, 20);
+		mock_write(e, b, m, 21);
+		mock_write(e, a, m, 22);
+		mock_detach(b);
+		check_kind(e, hw);
+		check_all(e);
+		vfio_pci_device_cleanup(e->device);
+		e->device = NULL;
+		check_kind(e, true);
+		check_sound(e, a, NULL);
+	}
+
+	iova_allocator_cleanup(e->iovas);
+}
+
+/* Does nothing if the module is not there, or loaded already. */
+static bool load_module(const char *name)
+{
+	char path[PATH_MAX];
 	int fd, ret;
 
-	fd = open("test_modules/" TEST_VFIO_EMULATED ".ko", O_RDONLY);
+	snprintf_assert(path, sizeof(path), "test_modules/%s.ko", name);
+	fd = open(path, O_RDONLY);
 	if (fd < 0)
 		return false;
 
@@ -2521,16 +3380,35 @@ static bool load_module(void)
 	return !ret;
 }
 
+static void mock_devices(const char *on)
+{
+	int fd;
+
+	fd = open("/sys/bus/platform/drivers/" TEST_VFIO_IOMMU "/devices", O_WRONLY);
+	if (fd < 0 || write(fd, on, 1) != 1)
+		fprintf(stderr, "%s: devices: %s\n", TEST_VFIO_IOMMU, strerror(errno));
+	close(fd);
+}
+
 int main(int argc, char *argv[])
 {
-	bool loaded;
+	bool emulated, mock;
 	int ret;
 
 	bdfs = vfio_selftests_get_bdfs(&argc, argv, &nr_bdfs);
 
-	loaded = load_module();
+	emulated = load_module(TEST_VFIO_EMULATED);
+	mock = load_module(TEST_VFIO_IOMMU);
+	if (mock)
+		mock_devices("Y");
+
 	ret = test_harness_run(argc, argv);
-	if (loaded)
+
+	if (mock) {
+		mock_devices("N");
+		syscall(__NR_delete_module, TEST_VFIO_IOMMU, O_NONBLOCK);
+	}
+	if (emulated)
 		syscall(__NR_delete_module, TEST_VFIO_EMULATED, O_NONBLOCK);
 
 	return ret;
