@@ -5,7 +5,8 @@
 # makes it slower and no different.
 #
 # The kernels are those of make run and make check without what looks for mistakes:
-# objects in $BASE_DIR/bench, where only what differs between two trees is built twice.
+# a tree and objects of their own in $BASE_DIR/bench, where only what differs between the
+# two is built twice.
 . "$(dirname "$0")/lib.sh"
 prepare
 "$TOP/scripts/qemu.sh"
@@ -23,22 +24,13 @@ kernel() {
 	key=$(cat "$BASE_DIR/git/refs/heads/$2")-$(declare -f kernel |
 		key_of "$BASE_DIR/obj/wanted.config" "$TOP/scripts/packages" -)
 	[ "$(cat "$bench/$1/key" 2>/dev/null)" != "$key" ] || return 0
-	need_room 3000 "the benchmark's objects"
+	need_room 3500 "the benchmark's objects"
 	[ -e "$bench/obj/vmlinux" ] || about=10
 	long "$1 kernel" "$about" enter bash -euc '
 		export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=vfio KBUILD_BUILD_HOST=vfio
 		cd /cache/$1/bench
-		# A second tree that shares what does not differ. git puts new files in place
-		# of those that do: the first one stays as it is.
-		if [ ! -d src ]; then
-			rm -rf src.tmp
-			cp -al ../src src.tmp
-			cp ../git/index index
-			mv src.tmp src
-		fi
-		mkdir -p obj "$2"
-		GIT_INDEX_FILE=/cache/$1/bench/index git --git-dir=../git --work-tree=src \
-			-c core.trustCtime=false read-tree --reset -u "$3"
+		mkdir -p src obj "$2"
+		GIT_INDEX_FILE=/cache/$1/bench/index git --git-dir=../git --work-tree=src read-tree --reset -u "$3"
 		mount --bind src /src/linux
 		mount --bind obj /obj
 		grep -vE "^CONFIG_(DEBUG_(KERNEL|LIST|ATOMIC_SLEEP)|DETECT_HUNG_TASK)=" \

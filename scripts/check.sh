@@ -162,6 +162,7 @@ if [ -n "${QEMU:-}" ] && ! "$QEMU" -device intel-iommu,help | grep -q x-ssads; t
 	skipped=$((skipped + 1))
 	modes=(pessimistic)
 fi
+check "no call of the log costs 3 % more" "$TOP/scripts/bar.sh"
 rm -f "$LOGS"/vm-*
 vm_tests "${modes[@]}"
 
