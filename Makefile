@@ -8,11 +8,12 @@
 # JOBS=N       parallel jobs (default: as many as there are processors)
 
 export CACHE KERNEL QEMU MIRROR JOBS
-.PHONY: help run check tree export mbox
+.PHONY: help run check check-hostile tree export mbox
 
 help:
 	@echo 'make run      build everything, boot it, show the dirty log of a real DMA device'
 	@echo 'make check    every check and test; the last line counts them'
+	@echo 'make check-hostile   the dirty log under debug kernels: starved, fuzzed, raced'
 	@echo 'make tree     base + series as a git branch in build/linux: edit there'
 	@echo 'make export   that branch back into patches/, series.txt and the exported files'
 	@echo 'make mbox SIGNOFF="Name <mail>"   build/series.mbox, signed off, as one would send it'
@@ -23,6 +24,9 @@ run:
 
 check:
 	@scripts/check.sh
+
+check-hostile:
+	@scripts/hostile.sh
 
 tree:
 	@scripts/tree.sh branch

@@ -1,17 +1,22 @@
 #!/bin/bash
-# usage: vm.sh hw|pessimistic check|demo
+# usage: vm.sh hw|pessimistic check|demo|awake|hostile [NAME=VALUE...]
 #
 # Boot the patched kernel with two igb cards behind an emulated VT-d (hw: it tracks
-# dirty pages, pessimistic: it cannot) and run there what guest.sh has under that name.
+# dirty pages, pessimistic: it cannot) and run there what guest.sh has under that name,
+# which finds each NAME=VALUE in its environment. VARIANT=debug|kcsan: the kernel that
+# kernel.sh made under that name. LIMIT=SECONDS, which it may take in all.
 # Prints what the guest prints; the kernel's messages go to build/logs/vm-....console.
-# Exit status: 0 only if the guest's was 0 and its kernel complained of nothing.
+# Exit status: 0 only if the guest's was 0 and its kernel complained of nothing; for
+# `awake`, which is there to make it complain, if the guest's was 0.
 . "$(dirname "$0")/lib.sh"
 prepare
 iommu=$1 run=$2
-limit=900 quiet=150 # seconds: in all, and without a word
-tap=$LOGS/vm-$iommu-$run.tap
-console=$LOGS/vm-$iommu-$run.console
-boot=$BASE_DIR/obj/boot
+shift 2
+limit=${LIMIT:-900} quiet=150 # seconds: in all, and without a word
+name=vm-$iommu-$run${VARIANT:+-$VARIANT}
+tap=$LOGS/$name.tap
+console=$LOGS/$name.console
+boot=obj${VARIANT:+-$VARIANT}/boot
 
 device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
 [ "$iommu" = pessimistic ] || device+=,x-ssads=on
@@ -23,15 +28,16 @@ machine=(-accel tcg,thread=multi -machine q35,kernel-irqchip=split -cpu max -smp
 	-device "$device" -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
 	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0
-	-append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu")
+	-append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu $*")
 
 qemu() {
 	if [ -n "${QEMU:-}" ]; then
 		unshare --pid --fork --kill-child "$QEMU" "${machine[@]}" \
-			-kernel "$boot/bzImage" -initrd "$boot/initramfs" -serial "file:$console" -serial stdio
+			-kernel "$BASE_DIR/$boot/bzImage" -initrd "$BASE_DIR/$boot/initramfs" -serial "file:$console" -serial stdio
 	else
+		boot=/cache/$(basename "$(readlink -f "$BASE_DIR")")/$boot
 		enter "/cache/${QEMU_DIR##*/}/qemu-system-x86_64" "${machine[@]}" \
-			-L /usr/share/qemu -L /usr/share/seabios -kernel /obj/boot/bzImage -initrd /obj/boot/initramfs \
+			-L /usr/share/qemu -L /usr/share/seabios -kernel "$boot/bzImage" -initrd "$boot/initramfs" \
 			-serial "file:/checkout/${console#"$TOP/"}" -serial stdio
 	fi
 }
@@ -46,7 +52,7 @@ cut=
 while kill -0 "$long_pid" 2>/dev/null; do
 	sleep 1
 	last=$(stat -c %Y "$tap" "$console" | sort -n | tail -n 1)
-	if [ "$SECONDS" -gt $limit ]; then
+	if [ "$SECONDS" -gt "$limit" ]; then
 		cut="took more than $limit s"
 	elif [ $(($(date +%s) - last)) -gt $quiet ]; then
 		cut="said nothing for $quiet s"
@@ -57,13 +63,17 @@ wait "$long_pid" 2>/dev/null || :
 long_pid=
 
 status=$(sed -n 's/^# guest: exit status //p' "$tap")
-trouble=$(grep -E 'BUG:|WARNING:|Oops:|Kernel panic|general protection|blocked for more than|rcu.*stall|soft lockup|UBSAN:|KASAN:|list_(add|del) corruption' \
-	"$console" | head -n 5 || :)
+trouble=
+# The data races that KCSAN reports are for hostile.sh to judge.
+[ "$run" = awake ] || trouble=$(sed '/BUG: KCSAN:/d' "$console" | grep -m 1 -A 40 -E "$COMPLAINTS" | tr -d '\r' || :)
 if [ "$status" = 0 ] && [ -z "$trouble" ]; then
 	exit 0
 fi
 [ -n "$status" ] || say "Bail out! the guest did not finish${cut:+: it $cut and was cut off}"
-[ -z "$trouble" ] || say "Bail out! the kernel complained: $trouble"
+if [ -n "$trouble" ]; then
+	say "Bail out! the kernel complained:"
+	say "$trouble" | sed 's/^/# /'
+fi
 say "# the last lines of the console (${console#"$TOP/"}):"
 tail -n 15 "$console" | tr -d '\r' | sed 's/^/# /'
 exit 1
