@@ -14,6 +14,7 @@ help:
 	@echo 'make run      build everything, boot it, show the dirty log of a real DMA device'
 	@echo 'make check    every check and test; the last line counts them'
 	@echo 'make check-series   every patch alone: a table, a row a patch, a column a check'
+	@echo 'make check-hostile   the dirty log under debug kernels: starved, fuzzed, raced'
 	@echo 'make bench    what the log costs, beside mainline; what a migration sends'
 	@echo 'make tree     base + series as a git branch in build/linux: edit there'
 	@echo 'make export   that branch back into patches/, series.txt and the exported files'
@@ -32,6 +33,9 @@ check-series:
 
 bench:
 	@scripts/bench.sh
+
+check-hostile:
+	@scripts/hostile.sh
 
 tree:
 	@scripts/tree.sh branch

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The guest's first process (/init of the initramfs). The kernel's messages go to the
 # first serial port; this script's output, TAP, to the second. The kernel hands over
-# run=check, run=demo or run=measure (commands="..."), and expect=hw or
+# run=check, demo, awake, hostile or measure (commands="..."), and expect=hw or
 # expect=pessimistic, from its command line.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C TMPDIR=/tmp
 mount -t proc proc /proc
@@ -24,6 +24,31 @@ leave() {
 	sleep 60
 }
 
+# leaks: the number of leaks that kmemleak knows of. It reports no memory that is younger
+# than five seconds, and the second scan takes back what the first one saw by mistake.
+leaks() {
+	sleep 6
+	echo scan >/sys/kernel/debug/kmemleak
+	sleep 6
+	echo scan >/sys/kernel/debug/kmemleak
+	grep -c '^unreferenced object' /sys/kernel/debug/kmemleak
+}
+
+if [ "${run:-}" = awake ]; then
+	# Each detector is given something to find. A report of KASAN's turns lockdep off.
+	what=(lockdep kasan ubsan_bounds ubsan_shift atomic_sleep list leak hung_task soft_lockup)
+	[ "${kcsan:-}" != 1 ] || what=(kcsan)
+	[ ! -e /sys/kernel/debug/kmemleak ] || echo clear >/sys/kernel/debug/kmemleak
+	echo 1 >/proc/sys/kernel/watchdog_thresh
+	echo 2 >/proc/sys/kernel/hung_task_timeout_secs
+	for what in "${what[@]}"; do
+		echo "# splat: $what"
+		busybox insmod /splat.ko what="$what" 2>/dev/null
+	done
+	[ ! -e /sys/kernel/debug/kmemleak ] || echo "# leaks: $(leaks)"
+	leave 0
+fi
+
 echo 64 >/proc/sys/vm/nr_hugepages
 cd /kselftest/vfio || leave 1
 devices=(0000:01:00.0 0000:02:00.0)
@@ -45,16 +70,36 @@ measure)
 	bash -ec "${commands:-}"
 	leave $?
 	;;
+hostile)
+	# tests=PROGRAM[:ARGUMENT...],... and, for them, VFIO_DIRTY_LOG_... in the environment
+	# The host looks whether the machine still runs; a test may be silent for hours.
+	while sleep 30; do echo "alive" >/dev/console; done &
+	[ ! -e /sys/kernel/debug/kmemleak ] || echo clear >/sys/kernel/debug/kmemleak
+	failed=0
+	IFS=, read -ra programs <<<"${tests:-}"
+	for t in "${programs[@]}"; do
+		IFS=: read -ra words <<<"$t"
+		echo "# program: ${words[*]}"
+		begin=$SECONDS
+		"./vfio_dirty_log_${words[0]}" "${words[@]:1}" || failed=1
+		echo "# program: ${words[*]}: $((SECONDS - begin)) s"
+	done
+	if [ -e /sys/kernel/debug/kmemleak ]; then
+		leaked=$(leaks)
+		echo "# leaks: $leaked"
+		[ "$leaked" = 0 ] || cat /sys/kernel/debug/kmemleak >/dev/console
+	fi
+	leave $failed
+	;;
 *)
 	# What is left out, and why:
 	# memcpy_storm copies up to 250 GB, hours under an emulator. Each of the driver's
-	# tests fills 1 GiB first, some 5 s: do that once for each kind of container. What
-	# they test is the same with and without dirty tracking: once is enough.
+	# tests fills 1 GiB first, some 5 s: once for each kind of container is enough, and
+	# since they do not touch the dirty log, one kind in either boot.
 	args="-T memcpy_storm -V vfio_type1_iommu -V iommufd_compat_type1 -V iommufd_compat_type1v2"
+	if [ "$expect" = hw ]; then args+=" -V iommufd"; else args+=" -V vfio_type1v2_iommu"; fi
 	export KSELFTEST_VFIO_PCI_DRIVER_TEST_ARGS="$args"
-	skip=()
-	[ "$expect" = hw ] || skip=(-S vfio:vfio_pci_driver_test)
-	cd /kselftest && ./run_kselftest.sh -c vfio "${skip[@]}"
+	cd /kselftest && ./run_kselftest.sh -c vfio
 	leave $?
 	;;
 esac

@@ -8,6 +8,8 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 CACHE=${CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/vfio-dirty-log}
 case $CACHE in /*) ;; *) CACHE=$PWD/$CACHE ;; esac
 JOBS=${JOBS:-$(nproc)}
+# What a kernel says on its console when something is wrong
+COMPLAINTS='BUG:|WARNING:|Oops:|Kernel panic|general protection|blocked for more than|blocked in I/O wait|rcu.*stall|soft lockup|UBSAN:|KASAN:|list_(add|del) corruption'
 BUILD=$TOP/build
 LOGS=$BUILD/logs
 

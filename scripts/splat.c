@@ -4,10 +4,14 @@
  * "insmod splat.ko what=...". hostile.sh looks for the report. Never stays loaded.
  */
 #include <linux/delay.h>
+#include <linux/err.h>
+#include <linux/jiffies.h>
+#include <linux/kthread.h>
 #include <linux/list.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/sched.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 
@@ -19,7 +23,7 @@ static volatile int eight = 8, forty = 40;
 
 static int eight_ints[8];
 static u32 shifted;
-static void *leaked;
+static void * volatile leaked;
 
 static DEFINE_MUTEX(mutex_a);
 static DEFINE_MUTEX(mutex_b);
@@ -75,9 +79,13 @@ static void list(void)
 	list_add(&a, &head);
 }
 
+/* Some of them are found again on a stack, where the leak detector takes them for used */
 static void leak(void)
 {
-	leaked = kmalloc(1000, GFP_KERNEL);
+	int i;
+
+	for (i = 0; i < 50; i++)
+		leaked = kmalloc(1000, GFP_KERNEL);
 	leaked = NULL;
 }
 
@@ -95,11 +103,39 @@ static void hung_task(void)
 	schedule_timeout(8 * HZ);
 }
 
+/* Two at a time, without a lock, for two seconds */
+static unsigned long raced;
+
+static int racer(void *unused)
+{
+	unsigned long end = jiffies + 2 * HZ;
+
+	while (time_before(jiffies, end)) {
+		raced++;
+		cond_resched();
+	}
+
+	return 0;
+}
+
+static void kcsan(void)
+{
+	struct task_struct *task = kthread_create(racer, NULL, "splat");
+
+	if (IS_ERR(task))
+		return;
+	get_task_struct(task);
+	wake_up_process(task);
+	racer(NULL);
+	kthread_stop_put(task);
+}
+
 static const struct {
 	const char *what;
 	void (*fn)(void);
 } splats[] = {
 	{ "kasan", kasan },
+	{ "kcsan", kcsan },
 	{ "ubsan_bounds", ubsan_bounds },
 	{ "ubsan_shift", ubsan_shift },
 	{ "lockdep", lockdep },

@@ -1,26 +1,33 @@
 #!/bin/bash
-# usage: vm.sh hw|pessimistic check|demo
+# usage: vm.sh hw|pessimistic check|demo|awake|hostile [NAME=VALUE...]
 #        vm.sh hw measure NAME DIRECTORY COMMANDS
 #
 # Boot the patched kernel with two igb cards behind an emulated VT-d (hw: it tracks
-# dirty pages, pessimistic: it cannot) and run there what guest.sh has under that name.
+# dirty pages, pessimistic: it cannot) and run there what guest.sh has under that name,
+# which finds each NAME=VALUE in its environment. VARIANT=debug|kcsan: the kernel that
+# kernel.sh made under that name. LIMIT=SECONDS, which it may take in all.
 # Prints what the guest prints; the kernel's messages go to build/logs/vm-....console.
 # measure: run COMMANDS, and not the patched kernel, but the one in DIRECTORY below
 # $BASE_DIR. One processor, whose clock counts instructions: a nanosecond is one.
-# Exit status: 0 only if the guest's was 0 and its kernel complained of nothing.
+# Exit status: 0 only if the guest's was 0 and its kernel complained of nothing; for
+# `awake`, which is there to make it complain, if the guest's was 0.
 . "$(dirname "$0")/lib.sh"
 prepare
 iommu=$1 run=$2
-limit=900 quiet=150 # seconds: in all, and without a word
-name=$iommu-$run kernel=obj/boot commands=
+shift 2
+limit=${LIMIT:-900} quiet=150 # seconds: in all, and without a word
+name=vm-$iommu-$run${VARIANT:+-$VARIANT}
+kernel=obj${VARIANT:+-$VARIANT}/boot
+initramfs=$kernel
 accel=(-smp 2 -accel "tcg,thread=multi")
 if [ "$run" = measure ]; then
-	name=$3 kernel=$4 commands=$5
+	name=vm-$1 kernel=$2 initramfs=obj/boot
+	set -- "commands=\"$3\""
 	accel=(-smp 1 -accel "tcg,thread=single" -icount "shift=0,sleep=off")
 	limit=7200 quiet=1200
 fi
-tap=$LOGS/vm-$name.tap
-console=$LOGS/vm-$name.console
+tap=$LOGS/$name.tap
+console=$LOGS/$name.console
 
 device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
 [ "$iommu" = pessimistic ] || device+=,x-ssads=on
@@ -32,16 +39,16 @@ machine=("${accel[@]}" -machine q35,kernel-irqchip=split -cpu max -m 4G
 	-device "$device" -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
 	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0
-	-append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu commands=\"$commands\"")
+	-append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu $*")
 
 qemu() {
 	if [ -n "${QEMU:-}" ]; then
 		unshare --pid --fork --kill-child "$QEMU" "${machine[@]}" \
-			-kernel "$BASE_DIR/$kernel/bzImage" -initrd "$BASE_DIR/obj/boot/initramfs" -serial "file:$console" -serial stdio
+			-kernel "$BASE_DIR/$kernel/bzImage" -initrd "$BASE_DIR/$initramfs/initramfs" -serial "file:$console" -serial stdio
 	else
+		base=/cache/$(basename "$(readlink -f "$BASE_DIR")")
 		enter "/cache/${QEMU_DIR##*/}/qemu-system-x86_64" "${machine[@]}" \
-			-L /usr/share/qemu -L /usr/share/seabios -initrd /obj/boot/initramfs \
-			-kernel "/cache/$(basename "$(readlink -f "$BASE_DIR")")/$kernel/bzImage" \
+			-L /usr/share/qemu -L /usr/share/seabios -kernel "$base/$kernel/bzImage" -initrd "$base/$initramfs/initramfs" \
 			-serial "file:/checkout/${console#"$TOP/"}" -serial stdio
 	fi
 }
@@ -56,7 +63,7 @@ cut=
 while kill -0 "$long_pid" 2>/dev/null; do
 	sleep 1
 	last=$(stat -c %Y "$tap" "$console" | sort -n | tail -n 1)
-	if [ "$SECONDS" -gt $limit ]; then
+	if [ "$SECONDS" -gt "$limit" ]; then
 		cut="took more than $limit s"
 	elif [ $(($(date +%s) - last)) -gt $quiet ]; then
 		cut="said nothing for $quiet s"
@@ -67,13 +74,17 @@ wait "$long_pid" 2>/dev/null || :
 long_pid=
 
 status=$(sed -n 's/^# guest: exit status //p' "$tap")
-trouble=$(grep -E 'BUG:|WARNING:|Oops:|Kernel panic|general protection|blocked for more than|rcu.*stall|soft lockup|UBSAN:|KASAN:|list_(add|del) corruption' \
-	"$console" | head -n 5 || :)
+trouble=
+# The data races that KCSAN reports are for hostile.sh to judge.
+[ "$run" = awake ] || trouble=$(sed '/BUG: KCSAN:/d' "$console" | grep -m 1 -A 40 -E "$COMPLAINTS" | tr -d '\r' || :)
 if [ "$status" = 0 ] && [ -z "$trouble" ]; then
 	exit 0
 fi
 [ -n "$status" ] || say "Bail out! the guest did not finish${cut:+: it $cut and was cut off}"
-[ -z "$trouble" ] || say "Bail out! the kernel complained: $trouble"
+if [ -n "$trouble" ]; then
+	say "Bail out! the kernel complained:"
+	say "$trouble" | sed 's/^/# /'
+fi
 say "# the last lines of the console (${console#"$TOP/"}):"
 tail -n 15 "$console" | tr -d '\r' | sed 's/^/# /'
 exit 1
