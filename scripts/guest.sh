@@ -43,7 +43,8 @@ if [ "${run:-}" = awake ]; then
 	echo 2 >/proc/sys/kernel/hung_task_timeout_secs
 	for what in "${what[@]}"; do
 		echo "# splat: $what"
-		busybox insmod /splat.ko what="$what" 2>/dev/null
+		busybox insmod /splat.ko what="$what"
+		busybox rmmod splat
 	done
 	[ ! -e /sys/kernel/debug/kmemleak ] || echo "# leaks: $(leaks)"
 	leave 0

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Does what the detectors of the debug kernel are there to find, once for each
- * "insmod splat.ko what=...". hostile.sh looks for the report. Never stays loaded.
+ * "insmod splat.ko what=...". hostile.sh looks for the report.
  */
-#include <linux/delay.h>
 #include <linux/err.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
@@ -92,8 +91,11 @@ static void leak(void)
 /* Both expect that the detector was set to two seconds */
 static void soft_lockup(void)
 {
+	unsigned long end = jiffies + 8 * HZ;
+
 	preempt_disable();
-	mdelay(8000);
+	while (time_before(jiffies, end))
+		cpu_relax();
 	preempt_enable();
 }
 
@@ -154,13 +156,18 @@ static int __init splat_init(void)
 		if (!strcmp(what, splats[i].what)) {
 			pr_info("splat: %s\n", what);
 			splats[i].fn();
-			return -ECANCELED;
+			return 0;
 		}
 	}
 
 	return -EINVAL;
 }
 module_init(splat_init);
+
+static void __exit splat_exit(void)
+{
+}
+module_exit(splat_exit);
 
 MODULE_DESCRIPTION("Mistakes made on purpose");
 MODULE_LICENSE("GPL");
