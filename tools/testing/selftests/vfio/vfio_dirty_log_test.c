@@ -2236,7 +2236,7 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, fault_injection, TIMEOUT)
 		}
 	}
 
-	TH_LOG("%lu faults", injected);
+	TH_LOG("%lu failures injected", injected);
 	EXPECT_GT(injected, 0);
 }
 
