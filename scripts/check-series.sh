@@ -12,7 +12,7 @@
 . "$(dirname "$0")/lib.sh"
 set +e
 
-all="gcc clang arm64 i386 off mod"
+all="gcc clang arm64 i386 off bare mod"
 variants=${VARIANTS:-$all}
 columns="applies $variants sparse selftests checkpatch kernel-doc"
 dirs="drivers/iommu/ drivers/vfio/"
@@ -29,13 +29,14 @@ patches() { sed '/^#/d; /^[[:space:]]*$/d' "$TOP/series.txt"; }
 
 # ---- In the environment. $S: the moving tree (src), objects (obj), what is kept (kept).
 
-# The options of a variant: off has no IOMMUFD_DRIVER, no container, no KUnit and no
-# tracing; in mod, type1, iommufd and the KUnit tests are modules.
+# The options of a variant: off has iommufd, but no container, no KUnit and no tracing;
+# bare has neither iommufd nor VFIO (which selects the container where there is no
+# iommufd), and so no IOMMUFD_DRIVER; in mod, type1, iommufd and KUnit are modules.
 fragment() {
 	local o
 	for o in $options; do
 		case $1:$o in
-		off:IOMMUFD* | off:VFIO_CONTAINER | off:VFIO_DEVICE_CDEV | off:*KUNIT* | off:*TRACE*) echo "CONFIG_$o=n" ;;
+		off:VFIO_CONTAINER | off:*KUNIT* | off:*TRACE* | bare:IOMMUFD* | bare:VFIO* | bare:*KUNIT*) echo "CONFIG_$o=n" ;;
 		mod:VFIO | mod:IOMMUFD | mod:KUNIT | mod:*_KUNIT_TEST) echo "CONFIG_$o=m" ;;
 		*) echo "CONFIG_$o=y" ;;
 		esac
@@ -52,6 +53,21 @@ kmake() {
 	esac
 	shift
 	make "${args[@]}" "$@"
+}
+
+# A variant that is not what its name says would prove nothing.
+is_true() {
+	local off="" on=CONFIG_IOMMU_SUPPORT=y
+	case $1 in
+	off) off='CONFIG_\(IOMMU_DIRTY_LOG\|VFIO_CONTAINER\|KUNIT\|TRACEPOINTS\)=' on=CONFIG_IOMMUFD=y ;;
+	bare) off='CONFIG_\(IOMMUFD_DRIVER\|VFIO\|KUNIT\)=' ;;
+	mod) on=CONFIG_VFIO_IOMMU_TYPE1=m ;;
+	*) on=CONFIG_VFIO_IOMMU_TYPE1=y ;;
+	esac
+	if ! grep -q "^$on\$" "$S/obj/$1/.config" || { [ -n "$off" ] && grep "^$off" "$S/obj/$1/.config"; }; then
+		echo "error: the configuration of $1 is not what it should be"
+		return 1
+	fi
 }
 
 # Modules that use the dirty log or an IOVA bitmap find these exported, in a namespace
@@ -86,6 +102,7 @@ build() {
 				fragment "$v" >"$S/obj/$v/fragment"
 				kmake "$v" -s KCONFIG_ALLCONFIG="$S/obj/$v/fragment" allnoconfig
 			fi
+			is_true "$v" || rc=1
 			# shellcheck disable=SC2086 # words
 			kmake "$v" $dirs || rc=1
 			[ "$v" != mod ] || (cd "$S/obj/$v" && modules_link) || rc=1
@@ -142,9 +159,9 @@ inside_tree() {
 		mv "$S/src.tmp" "$S/src"
 	fi
 	sparse_wrapper "$S/sparse"
-	BASE=$({ git rev-parse "base^{tree}"; fragment gcc; fragment off; fragment mod; echo "$2"; } | hash)
+	BASE=$({ git rev-parse "base^{tree}"; fragment gcc; fragment off; fragment bare; fragment mod; echo "$2"; } | hash)
 	export BASE
-	export -f build kmake fragment modules_link
+	export -f build kmake fragment is_true modules_link
 	export options dirs
 }
 
