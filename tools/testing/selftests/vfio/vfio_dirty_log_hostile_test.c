@@ -155,7 +155,7 @@ static int open_group2(void)
  * Mappings further apart than the kernel copies of a bitmap at once, so that one
  * call has many steps which can fail.
  */
-#define STARVE_MAPPINGS	60
+#define STARVE_MAPPINGS	100
 #define STARVE_PAGES	5
 #define STARVE_STRIDE	4200
 #define STARVE_RANGE	(STARVE_MAPPINGS * STARVE_STRIDE)
@@ -603,7 +603,7 @@ TEST_F_TIMEOUT(starve, unmap, TIMEOUT)
 		ASSERT_EQ(0, starve_recheck(s, true)) {
 			TH_LOG("failure %u", s->nth);
 		}
-		for (i = 0; i < STARVE_MAPPINGS; i++)
+		for (i = 0; i < 9; i++)
 			starve_write(s);
 	}
 
