@@ -99,28 +99,34 @@ boot() {
 	done
 }
 
-# What runs in guests, side by side where memory allows it: they wait more than they
-# compute. The bar counts instructions, which other guests do not change.
-guests() {
+# lane MODE: what runs beside the others; its output, its exit status
+lane() {
+	local command=("$TOP/scripts/bar.sh")
+	if [ "$1" = set ]; then
+		command=("$TOP/scripts/check-series.sh" set)
+	elif [ "$1" != bar ]; then
+		boot "$1"
+		echo $? >"$LOGS/vm-$1-check.rc"
+		return
+	fi
+	"${command[@]}" 2>&1 | tee "$LOGS/vm-$1-check.out" | sed -u "s/^/$1: /"
+	echo "${PIPESTATUS[0]}" >"$LOGS/vm-$1-check.rc"
+}
+
+# Side by side, where memory allows it: guests wait more than they compute, and the bar
+# counts instructions, which others do not change.
+lanes() {
 	local mode
 	for mode; do
-		{
-			if [ "$mode" = bar ]; then
-				"$TOP/scripts/bar.sh" 2>&1 | tee "$LOGS/vm-bar-check.out" | sed -u "s/^/bar: /"
-				echo "${PIPESTATUS[0]}" >"$LOGS/vm-bar-check.rc"
-			else
-				boot "$mode"
-				echo $? >"$LOGS/vm-$mode-check.rc"
-			fi
-		} &
+		lane "$mode" &
 		sleep 1
 		[ "$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)" -gt 10000 ] || wait
 	done
 	wait
 }
 
-# guest_result MODE NAME: what came of it
-guest_result() {
+# result MODE NAME: what came of it
+result() {
 	current=$2
 	if [ "$(cat "$LOGS/vm-$1-check.rc")" = 0 ]; then
 		passed=$((passed + 1))
@@ -131,7 +137,7 @@ guest_result() {
 		tail -n 25 "$LOGS/vm-$1-check.out" | sed 's/^/        /'
 	fi
 	current=
-	[ "$1" != bar ] || return
+	case $1 in bar | set) return ;; esac
 	if [ -e "$LOGS/vm-$1-check.out.silent" ]; then
 		say "warning: $2: the machine went silent and was booted once more"
 	fi
@@ -158,7 +164,6 @@ step "the series applies with git am" "$TOP/scripts/tree.sh" apply
 check "make export changes nothing" "$TOP/scripts/export.sh" check
 check "checkpatch.pl --strict --codespell" "$TOP/scripts/checkpatch.sh"
 step "kernel and selftests build" "$TOP/scripts/kernel.sh"
-check "the set: mailbox, b4, quilt, sparse, kernel-doc" "$TOP/scripts/check-series.sh" set
 check "selftests without a device are skipped" no_device
 step "QEMU" "$TOP/scripts/qemu.sh"
 modes=(hw pessimistic)
@@ -180,8 +185,9 @@ add KUnit $(kunit_counts "$LOGS/KUnit.log")
 
 current=guests
 rm -f "$LOGS"/vm-*
-long "guests (${modes[*]} bar)" 5 guests "${modes[@]}" bar
+long "guests (${modes[*]} bar), set" 5 lanes "${modes[@]}" bar set
 for mode in "${modes[@]}"; do
-	guest_result "$mode" "selftests, $mode dirty log"
+	result "$mode" "selftests, $mode dirty log"
 done
-guest_result bar "no call of the log costs 3 % more than in scripts/bar.tsv"
+result bar "no call of the log costs 3 % more than in scripts/bar.tsv"
+result set "the set: mailbox, b4, quilt, sparse, kernel-doc"
