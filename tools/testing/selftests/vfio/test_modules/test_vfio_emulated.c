@@ -18,7 +18,7 @@
 
 struct test_vfio {
 	struct vfio_device vdev;
-	/* Protects pins */
+	/* Protects pins, and is not held while type1 is called */
 	struct mutex lock;
 	struct list_head pins;
 };
@@ -53,8 +53,6 @@ static int test_pin(struct test_vfio *test, u64 iova, u64 size)
 	u64 pos;
 	int ret;
 
-	guard(mutex)(&test->lock);
-
 	for (pos = 0; pos < size; pos += PAGE_SIZE) {
 		pin = kzalloc_obj(*pin);
 		if (!pin)
@@ -68,7 +66,8 @@ static int test_pin(struct test_vfio *test, u64 iova, u64 size)
 			return ret < 0 ? ret : -EIO;
 		}
 
-		list_add(&pin->link, &test->pins);
+		scoped_guard(mutex, &test->lock)
+			list_add(&pin->link, &test->pins);
 	}
 
 	return 0;
@@ -78,15 +77,17 @@ static void test_unpin(struct vfio_device *vdev, u64 iova, u64 size)
 {
 	struct test_vfio *test = to_test_vfio(vdev);
 	struct test_pin *pin, *next;
+	LIST_HEAD(unpinned);
 
-	guard(mutex)(&test->lock);
+	scoped_guard(mutex, &test->lock) {
+		list_for_each_entry_safe(pin, next, &test->pins, link) {
+			if (pin->iova >= iova && pin->iova - iova < size)
+				list_move(&pin->link, &unpinned);
+		}
+	}
 
-	list_for_each_entry_safe(pin, next, &test->pins, link) {
-		if (pin->iova < iova || pin->iova - iova >= size)
-			continue;
-
+	list_for_each_entry_safe(pin, next, &unpinned, link) {
 		vfio_unpin_pages(vdev, pin->iova, 1);
-		list_del(&pin->link);
 		kfree(pin);
 	}
 }
