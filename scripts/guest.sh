@@ -100,8 +100,8 @@ hostile)
 	args="-T memcpy_storm -V vfio_type1_iommu -V iommufd_compat_type1 -V iommufd_compat_type1v2"
 	if [ "$expect" = hw ]; then args+=" -V iommufd"; else args+=" -V vfio_type1v2_iommu"; fi
 	export KSELFTEST_VFIO_PCI_DRIVER_TEST_ARGS="$args"
-	# 8 ways to migrate: 240 migrations in both boots.
-	export VFIO_DIRTY_LOG_MIGRATIONS=15
+	# 8 ways to migrate: 208 migrations in both boots.
+	export VFIO_DIRTY_LOG_MIGRATIONS=13 VFIO_DIRTY_LOG_RACE_SECONDS=5
 	cd /kselftest && ./run_kselftest.sh -c vfio
 	leave $?
 	;;
