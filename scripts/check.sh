@@ -88,15 +88,15 @@ tap_counts() {
 # (iotlb_to_section, while a device changes its IOMMU domain): one more boot decides
 # whether it was that. A test that fails, or a kernel that complains, gets no second one.
 boot() {
-	local out=$LOGS/vm-$1-check.out try
+	local out=$LOGS/vm-$1-check.boot try
 	for try in 1 2; do
-		if "$TOP/scripts/vm.sh" "$1" check 2>&1 | tee "$out" | sed -u "s/^/$1: /"; then
+		if "$TOP/scripts/vm.sh" "$1" check 2>&1 | tee "$out"; then
 			return 0
 		elif [ $try = 2 ] || ! grep -qE 'said nothing for|^qemu.*Assertion .* failed' "$out" ||
 			grep -qE '^(# )?not ok|the kernel complained' "$out"; then
 			return 1
 		fi
-		mv "$out" "$out.silent"
+		mv "$out" "$out.failed"
 	done
 }
 
@@ -108,11 +108,7 @@ lane() {
 	set) command=("$TOP/scripts/check-series.sh" set) ;;
 	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh .ci/run') ;;
 	KUnit) command=("$TOP/scripts/kunit.sh") ;;
-	*)
-		boot "$1"
-		echo $? >"$LOGS/vm-$1-check.rc"
-		return
-		;;
+	*) command=(boot "$1") ;;
 	esac
 	"${command[@]}" 2>&1 | tee "$LOGS/vm-$1-check.out" | sed -u "s/^/$1: /"
 	echo "${PIPESTATUS[0]}" >"$LOGS/vm-$1-check.rc"
@@ -150,7 +146,7 @@ result() {
 		return
 		;;
 	esac
-	if [ -e "$LOGS/vm-$1-check.out.silent" ]; then
+	if [ -e "$LOGS/vm-$1-check.boot.failed" ]; then
 		say "warning: $2: the emulator failed and was started once more"
 	fi
 	# shellcheck disable=SC2046 # three words
