@@ -155,6 +155,21 @@ static void fake_write(struct kunit *test, unsigned long iova)
 	KUNIT_FAIL_AND_ABORT(test, "write to %lx, which is not mapped", iova);
 }
 
+/* One clearing walk, with a flush of its own */
+static int fake_clear_and_flush(struct iommu_domain *domain,
+				unsigned long iova, size_t size,
+				struct iova_bitmap *bitmap)
+{
+	struct iommu_iotlb_gather gather;
+	int ret;
+
+	iommu_iotlb_gather_init(&gather);
+	ret = iommu_dirty_log_clear(domain, iova, size, bitmap, &gather);
+	iommu_iotlb_sync(domain, &gather);
+
+	return ret;
+}
+
 /* The mapping that most tests use. It begins with a leaf of 1G. */
 #define MAP_IOVA	((unsigned long)SZ_1G)
 #define MAP_2M		(MAP_IOVA + SZ_1G)	/* two leaves */
@@ -269,11 +284,7 @@ static void test_capable(struct kunit *test)
 						     NULL));
 		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
 				iommu_dirty_log_clear(domain, MAP_4K, SZ_4K,
-						      NULL));
-		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
-				iommu_dirty_log_clear_fast(domain, MAP_4K,
-							   SZ_4K, NULL,
-							   &gather));
+						      NULL, &gather));
 	}
 	KUNIT_EXPECT_EQ(test, fake->sets, 0);
 	KUNIT_EXPECT_EQ(test, fake->reads, 0);
@@ -326,12 +337,7 @@ static void test_invalid(struct kunit *test)
 				    "range %u", i);
 		KUNIT_EXPECT_EQ_MSG(test, -EINVAL,
 				    iommu_dirty_log_clear(&fake->domain, iova,
-							  size, NULL),
-				    "range %u", i);
-		KUNIT_EXPECT_EQ_MSG(test, -EINVAL,
-				    iommu_dirty_log_clear_fast(&fake->domain,
-							       iova, size, NULL,
-							       &gather),
+							  size, NULL, &gather),
 				    "range %u", i);
 	}
 	KUNIT_EXPECT_EQ(test, fake->reads, 0);
@@ -360,9 +366,9 @@ static void test_steps(struct kunit *test)
 
 	fake->domain.pgsize_bitmap = SZ_64K | SZ_2M;
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_clear(&fake->domain,
-					      MAP_64K + SZ_64K - 1, 1,
-					      log.bitmap));
+			fake_clear_and_flush(&fake->domain,
+					     MAP_64K + SZ_64K - 1, 1,
+					     log.bitmap));
 	KUNIT_EXPECT_EQ(test, fake->seen, MAP_64K);
 	KUNIT_EXPECT_EQ(test, fake->seen_size, SZ_64K);
 	log_expect(test, &log, MAP_64K, SZ_64K);
@@ -428,8 +434,8 @@ static void test_clear(struct kunit *test)
 		fake_write(test, MAP_4K + i * SZ_4K);
 
 		KUNIT_EXPECT_EQ(test, 0,
-				iommu_dirty_log_clear(&fake->domain, MAP_IOVA,
-						      MAP_SIZE, log.bitmap));
+				fake_clear_and_flush(&fake->domain, MAP_IOVA,
+						     MAP_SIZE, log.bitmap));
 		KUNIT_EXPECT_EQ(test, fake->flushes, i);
 		log_expect(test, &log, MAP_IOVA, SZ_1G);
 		log_expect(test, &log, MAP_2M, SZ_2M);
@@ -441,8 +447,8 @@ static void test_clear(struct kunit *test)
 
 	/* nothing is dirty: nothing is recorded and nothing has to be flushed */
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_clear(&fake->domain, MAP_IOVA, MAP_SIZE,
-					      log.bitmap));
+			fake_clear_and_flush(&fake->domain, MAP_IOVA, MAP_SIZE,
+					     log.bitmap));
 	log_expect_end(test, &log);
 	KUNIT_EXPECT_EQ(test, fake->flushes, 3);
 }
@@ -459,8 +465,8 @@ static void test_clear_part(struct kunit *test)
 	fake_write(test, MAP_4K + 6 * SZ_4K);
 
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_clear(&fake->domain, MAP_4K + 5 * SZ_4K,
-					      SZ_4K, log.bitmap));
+			fake_clear_and_flush(&fake->domain, MAP_4K + 5 * SZ_4K,
+					     SZ_4K, log.bitmap));
 	log_expect(test, &log, MAP_4K + 5 * SZ_4K, SZ_4K);
 	log_expect_end(test, &log);
 
@@ -482,8 +488,8 @@ static void test_clear_discard(struct kunit *test)
 	fake_write(test, MAP_2M);
 	fake_write(test, MAP_4K);
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_clear(&fake->domain, MAP_IOVA, MAP_SIZE,
-					      NULL));
+			fake_clear_and_flush(&fake->domain, MAP_IOVA, MAP_SIZE,
+					     NULL));
 	KUNIT_EXPECT_EQ(test, fake->flushes, 1);
 	KUNIT_EXPECT_EQ(test, 0,
 			iommu_dirty_log_sync(&fake->domain, MAP_IOVA, MAP_SIZE,
@@ -519,11 +525,10 @@ static void test_clear_fast(struct kunit *test)
 		iommu_iotlb_gather_init(&gather);
 		for (i = 0; i < ARRAY_SIZE(iova); i++)
 			KUNIT_EXPECT_EQ(test, 0,
-					iommu_dirty_log_clear_fast(&fake->domain,
-								   iova[i],
-								   size[i],
-								   log.bitmap,
-								   &gather));
+					iommu_dirty_log_clear(&fake->domain,
+							      iova[i], size[i],
+							      log.bitmap,
+							      &gather));
 		KUNIT_EXPECT_EQ(test, fake->flushes, round - 1);
 		iommu_iotlb_sync(&fake->domain, &gather);
 		KUNIT_EXPECT_EQ(test, fake->flushes, round);
@@ -551,8 +556,8 @@ static void test_clear_error(struct kunit *test)
 	fake->fail_at = MAP_4K + SZ_4K;
 
 	KUNIT_EXPECT_EQ(test, -EIO,
-			iommu_dirty_log_clear(&fake->domain, MAP_IOVA, MAP_SIZE,
-					      log.bitmap));
+			fake_clear_and_flush(&fake->domain, MAP_IOVA, MAP_SIZE,
+					     log.bitmap));
 	KUNIT_EXPECT_EQ(test, fake->flushes, 1);
 	log_expect(test, &log, MAP_2M, SZ_2M);
 	log_expect(test, &log, MAP_4K, SZ_4K);
@@ -563,9 +568,8 @@ static void test_clear_error(struct kunit *test)
 	fake_write(test, MAP_4K);
 	iommu_iotlb_gather_init(&gather);
 	KUNIT_EXPECT_EQ(test, -EIO,
-			iommu_dirty_log_clear_fast(&fake->domain, MAP_IOVA,
-						   MAP_SIZE, log.bitmap,
-						   &gather));
+			iommu_dirty_log_clear(&fake->domain, MAP_IOVA, MAP_SIZE,
+					      log.bitmap, &gather));
 	KUNIT_EXPECT_EQ(test, fake->flushes, 1);
 	iommu_iotlb_sync(&fake->domain, &gather);
 	KUNIT_EXPECT_EQ(test, fake->flushes, 2);
@@ -576,8 +580,8 @@ static void test_clear_error(struct kunit *test)
 	fake->fail_at = 1;
 	fake_write(test, MAP_2M);
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_clear(&fake->domain, MAP_IOVA, MAP_SIZE,
-					      log.bitmap));
+			fake_clear_and_flush(&fake->domain, MAP_IOVA, MAP_SIZE,
+					     log.bitmap));
 	log_expect(test, &log, MAP_2M, SZ_2M);
 	log_expect(test, &log, MAP_4K + 2 * SZ_4K, SZ_4K);
 	log_expect_end(test, &log);
@@ -623,9 +627,9 @@ static void test_leaf(struct kunit *test)
 			log_expect(test, &log, iova, size);
 			log_expect_end(test, &log);
 			KUNIT_EXPECT_EQ(test, 0,
-					iommu_dirty_log_clear(&fake->domain,
-							      page[j], SZ_4K,
-							      log.bitmap));
+					fake_clear_and_flush(&fake->domain,
+							     page[j], SZ_4K,
+							     log.bitmap));
 			log_expect(test, &log, iova, size);
 			log_expect_end(test, &log);
 			/* the leaf is clean in all its pages */
@@ -673,8 +677,8 @@ static void test_window(struct kunit *test)
 
 		/* also when more is read than the bitmap has room for */
 		KUNIT_EXPECT_EQ(test, 0,
-				iommu_dirty_log_clear(&fake->domain, MAP_IOVA,
-						      MAP_SIZE, log.bitmap));
+				fake_clear_and_flush(&fake->domain, MAP_IOVA,
+						     MAP_SIZE, log.bitmap));
 		log_expect(test, &log, windows[i].iova, windows[i].size);
 		log_expect_end(test, &log);
 	}
@@ -718,17 +722,17 @@ static void test_top(struct kunit *test)
 	log_expect_end(test, &log);
 
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_clear(&fake->domain, TOP(SZ_4K), SZ_4K,
-					      log.bitmap));
+			fake_clear_and_flush(&fake->domain, TOP(SZ_4K), SZ_4K,
+					     log.bitmap));
 	KUNIT_EXPECT_EQ(test, fake->flushes, 1);
 	log_expect(test, &log, TOP(SZ_4K), SZ_4K);
 	log_expect_end(test, &log);
 
 	fake_write(test, TOP(SZ_4K));
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_clear(&fake->domain,
-					      TOP(SZ_2M + SZ_4K), SZ_2M + SZ_4K,
-					      log.bitmap));
+			fake_clear_and_flush(&fake->domain,
+					     TOP(SZ_2M + SZ_4K), SZ_2M + SZ_4K,
+					     log.bitmap));
 	log_expect(test, &log, TOP(SZ_2M), SZ_2M - SZ_64K);
 	log_expect(test, &log, TOP(SZ_4K), SZ_4K);
 	log_expect_end(test, &log);
@@ -756,8 +760,8 @@ static void test_holes(struct kunit *test)
 
 	fake->fail_holes = true;
 	KUNIT_EXPECT_EQ(test, -EINVAL,
-			iommu_dirty_log_clear(&fake->domain, MAP_4K, size,
-					      log.bitmap));
+			fake_clear_and_flush(&fake->domain, MAP_4K, size,
+					     log.bitmap));
 	KUNIT_EXPECT_EQ(test, fake->flushes, 1);
 	log_expect(test, &log, MAP_4K, SZ_4K);
 	log_expect_end(test, &log);
@@ -765,8 +769,8 @@ static void test_holes(struct kunit *test)
 	fake->fail_holes = false;
 	fake_write(test, MAP_4K);
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_clear(&fake->domain, MAP_4K, size,
-					      log.bitmap));
+			fake_clear_and_flush(&fake->domain, MAP_4K, size,
+					     log.bitmap));
 	log_expect(test, &log, MAP_4K, SZ_4K);
 	log_expect(test, &log, far + SZ_4K, SZ_4K);
 	log_expect_end(test, &log);

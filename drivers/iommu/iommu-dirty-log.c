@@ -7,10 +7,10 @@
  * few of its pages were written to or are asked for. For example, with a leaf
  * of 2M at IOVA 4M that is dirty, and a bitmap for 4M..6M-1:
  *
- *   iommu_dirty_log_sync(domain, 5M, 4K, bitmap)    sets all 512 bits,
- *   iommu_dirty_log_sync(domain, 4M, 4K, bitmap)    sets all 512 bits again,
- *   iommu_dirty_log_clear(domain, 5M, 4K, bitmap)   sets all 512 bits,
- *   iommu_dirty_log_sync(domain, 4M, 4K, bitmap)    sets none.
+ *   iommu_dirty_log_sync(domain, 5M, 4K, bitmap)            sets all 512 bits,
+ *   iommu_dirty_log_sync(domain, 4M, 4K, bitmap)            sets them again,
+ *   iommu_dirty_log_clear(domain, 5M, 4K, bitmap, gather)   sets all 512 bits,
+ *   iommu_dirty_log_sync(domain, 4M, 4K, bitmap)            sets none.
  *
  * After the third call the leaf is clean, and that its pages were written to is
  * known from the bitmap alone. What a smaller bitmap does not cover would be
@@ -225,6 +225,7 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_sync);
  * @iova: Start of the range, in bytes
  * @size: Length of the range, in bytes
  * @bitmap: Where the pages of dirty leaves are recorded, or NULL to discard them
+ * @gather: Collects what has to be flushed
  *
  * Like iommu_dirty_log_sync(), but the leaves are clean afterwards, as a whole
  * also where they lie in the range only in part. So @bitmap must cover all of
@@ -232,48 +233,19 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_sync);
  * For a range inside a mapping, a @bitmap for that mapping is large enough: no
  * leaf is shared by two mappings.
  *
- * The IOTLB is flushed before this returns, once, on an error as well: what a
- * device writes from then on makes a leaf dirty again.
+ * The flush is the caller's, as with iommu_unmap_fast(), so that several ranges
+ * of a domain cost one: initialize @gather with iommu_iotlb_gather_init(), call
+ * this for each range, then iommu_iotlb_sync(). Until that has returned, what a
+ * device writes may go unnoticed. So it comes before anything that relies on
+ * @bitmap, and it comes after an error too.
  *
- * Context: May sleep. The caller keeps the range mapped during the call.
+ * Context: May sleep. The caller keeps the range mapped until the flush.
  * Return: As iommu_dirty_log_sync(). On an error some leaves may have been
  * cleaned, and these have been recorded in @bitmap.
  */
 int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
-			  size_t size, struct iova_bitmap *bitmap)
-{
-	struct iommu_iotlb_gather gather;
-	int ret;
-
-	iommu_iotlb_gather_init(&gather);
-	ret = iommu_dirty_log_clear_fast(domain, iova, size, bitmap, &gather);
-	iommu_iotlb_sync(domain, &gather);
-
-	return ret;
-}
-EXPORT_SYMBOL_GPL(iommu_dirty_log_clear);
-
-/**
- * iommu_dirty_log_clear_fast() - Clear the dirty log without IOTLB flush
- * @domain: Domain to read and clean
- * @iova: Start of the range, in bytes
- * @size: Length of the range, in bytes
- * @bitmap: Where the pages of dirty leaves are recorded, or NULL to discard them
- * @gather: Collects what has to be flushed
- *
- * This is to iommu_dirty_log_clear() what iommu_unmap_fast() is to
- * iommu_unmap(): it is for callers who clear several ranges of one domain and
- * flush once. The caller initializes @gather with iommu_iotlb_gather_init(),
- * calls this for each range, and then iommu_iotlb_sync(). Until that has
- * returned, what a device writes may go unnoticed, so it comes before anything
- * that relies on @bitmap, and it comes after an error too.
- *
- * Context: May sleep. The caller keeps the range mapped until the flush.
- * Return: As iommu_dirty_log_clear().
- */
-int iommu_dirty_log_clear_fast(struct iommu_domain *domain, unsigned long iova,
-			       size_t size, struct iova_bitmap *bitmap,
-			       struct iommu_iotlb_gather *gather)
+			  size_t size, struct iova_bitmap *bitmap,
+			  struct iommu_iotlb_gather *gather)
 {
 	struct iommu_dirty_bitmap dirty = {
 		.bitmap = bitmap,
@@ -289,4 +261,4 @@ int iommu_dirty_log_clear_fast(struct iommu_domain *domain, unsigned long iova,
 
 	return ret;
 }
-EXPORT_SYMBOL_GPL(iommu_dirty_log_clear_fast);
+EXPORT_SYMBOL_GPL(iommu_dirty_log_clear);

@@ -19,10 +19,8 @@ void iommu_dirty_log_stop(struct iommu_domain *domain);
 int iommu_dirty_log_sync(struct iommu_domain *domain, unsigned long iova,
 			 size_t size, struct iova_bitmap *bitmap);
 int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
-			  size_t size, struct iova_bitmap *bitmap);
-int iommu_dirty_log_clear_fast(struct iommu_domain *domain, unsigned long iova,
-			       size_t size, struct iova_bitmap *bitmap,
-			       struct iommu_iotlb_gather *gather);
+			  size_t size, struct iova_bitmap *bitmap,
+			  struct iommu_iotlb_gather *gather);
 #else
 static inline bool iommu_dirty_log_capable(struct iommu_domain *domain)
 {
@@ -47,15 +45,8 @@ static inline int iommu_dirty_log_sync(struct iommu_domain *domain,
 
 static inline int iommu_dirty_log_clear(struct iommu_domain *domain,
 					unsigned long iova, size_t size,
-					struct iova_bitmap *bitmap)
-{
-	return -EOPNOTSUPP;
-}
-
-static inline int iommu_dirty_log_clear_fast(struct iommu_domain *domain,
-					     unsigned long iova, size_t size,
-					     struct iova_bitmap *bitmap,
-					     struct iommu_iotlb_gather *gather)
+					struct iova_bitmap *bitmap,
+					struct iommu_iotlb_gather *gather)
 {
 	return -EOPNOTSUPP;
 }

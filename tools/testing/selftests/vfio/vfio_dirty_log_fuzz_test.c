@@ -183,16 +183,6 @@ static void expect(struct fuzz *f, const char *what, int ret, int want)
 
 /* ---- Bitmaps ---- */
 
-static bool bit_get(const u8 *bitmap, u64 bit)
-{
-	return bitmap[bit / 8] & (1 << (bit % 8));
-}
-
-static void bit_set(u8 *bitmap, u64 bit)
-{
-	bitmap[bit / 8] |= 1 << (bit % 8);
-}
-
 /* Somewhere for a bitmap of @size bytes: right before the guard, or not aligned. */
 static u8 *place_bitmap(struct fuzz *f, size_t size)
 {

@@ -58,16 +58,6 @@ struct env {
 	u8 seq;
 };
 
-static bool bit_get(const void *bitmap, u64 bit)
-{
-	return ((const u8 *)bitmap)[bit / 8] & (1 << (bit % 8));
-}
-
-static void bit_set(void *bitmap, u64 bit)
-{
-	((u8 *)bitmap)[bit / 8] |= 1 << (bit % 8);
-}
-
 static void *alloc_memory(u64 size, int flags)
 {
 	return mmap(NULL, size, PROT_READ | PROT_WRITE,

@@ -311,11 +311,6 @@ static void vm_teardown(struct vm *vm, const struct how *how)
 
 /* ---- The migration ---- */
 
-static bool bit_get(const u64 *bitmap, u64 bit)
-{
-	return bitmap[bit / 64] & (1UL << (bit % 64));
-}
-
 static u64 writes(struct vm *vm, const struct how *how)
 {
 	u64 sum = 0;

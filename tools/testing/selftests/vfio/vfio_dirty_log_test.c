@@ -108,11 +108,6 @@ struct env {
 	u8 seq;
 };
 
-static bool bit_get(const void *bitmap, u64 bit)
-{
-	return ((const u8 *)bitmap)[bit / 8] & (1 << (bit % 8));
-}
-
 static void bit_put(void *bitmap, u64 bit, bool value)
 {
 	u8 *byte = (u8 *)bitmap + bit / 8;

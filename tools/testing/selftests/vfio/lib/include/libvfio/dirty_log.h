@@ -22,6 +22,16 @@
  */
 #define DIRTY_LOG_BITMAP_BYTES(_nbits)	((((u64)(_nbits) + 63) / 64) * 8)
 
+static inline bool bit_get(const void *bitmap, u64 bit)
+{
+	return ((const u8 *)bitmap)[bit / 8] & (1 << (bit % 8));
+}
+
+static inline void bit_set(void *bitmap, u64 bit)
+{
+	((u8 *)bitmap)[bit / 8] |= 1 << (bit % 8);
+}
+
 struct iommu_dirty_log_info {
 	/* True: the IOMMU logs DMA writes. False: all mapped pages are dirty. */
 	bool hw;
