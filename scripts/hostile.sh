@@ -34,7 +34,8 @@ vm() {
 	shift 4
 	tap=$LOGS/vm-$log-$run${variant:+-$variant}.tap
 	console=${tap%.tap}.console
-	VARIANT=$variant LIMIT=$limit "$TOP/scripts/vm.sh" "$log" "$run" "$@" || return 1
+	VARIANT=$variant LIMIT=$limit boot "${tap%.tap}.boot" "$log" "$run" "$@" || return 1
+	[ ! -e "${tap%.tap}.boot.failed" ] || warn "the emulator failed and was started once more"
 }
 
 # awake WHAT REGEX: whether the console, or for kmemleak the tap, has the report
