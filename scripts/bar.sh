@@ -8,7 +8,7 @@
 . "$(dirname "$0")/lib.sh"
 prepare
 if [ -n "${QEMU:-}${KERNEL:-}" ] || [ "$(basename "$(readlink -f "$BASE_DIR")")" != "$(base_name)" ]; then
-	say "skipped: the table is for the base tree of series.txt and the QEMU that is built"
+	say "skip    costs: scripts/bar.tsv is for the base tree of series.txt and the QEMU that is built"
 	exit 0
 fi
 perf=./vfio_dirty_log_perf_test
