@@ -33,7 +33,7 @@ kernel() {
 		GIT_INDEX_FILE=/cache/$1/bench/index git --git-dir=../git --work-tree=src read-tree --reset -u "$3"
 		mount --bind src /src/linux
 		mount --bind obj /obj
-		grep -vE "^CONFIG_(DEBUG_(KERNEL|LIST|ATOMIC_SLEEP)|DETECT_HUNG_TASK)=" \
+		grep -vE "^CONFIG_(DEBUG_(KERNEL|LIST|ATOMIC_SLEEP)|DETECT_HUNG_TASK|FAULT_.*|FAIL.*)=" \
 			/cache/$1/obj/wanted.config >/obj/wanted.config
 		cd /src/linux
 		make -s O=/obj KCONFIG_ALLCONFIG=/obj/wanted.config allnoconfig
