@@ -217,21 +217,23 @@ static void get_iommufd(struct perf *p, u64 flags)
 	ioctl_assert(p->iommu->iommufd, IOMMU_HWPT_GET_DIRTY_BITMAP, &get);
 }
 
-/* Without libvfio's helpers, which ask for the page size each time */
+/* Without libvfio's helpers: they ask for the page size each time, and copy. */
 static void call_type1(struct perf *p, u32 flag, iova_t iova, u64 size, u8 *bitmap)
 {
-	struct vfio_iommu_type1_dirty_bitmap_get range = {
-		.iova = iova,
-		.size = size,
-		.bitmap = {
-			.pgsize = PAGE,
-			.size = DIRTY_LOG_BITMAP_BYTES(size / PAGE),
-			.data = (void *)bitmap,
-		},
-	};
-	u32 argsz = sizeof(struct vfio_iommu_type1_dirty_bitmap) + sizeof(range);
+	u64 buf[(sizeof(struct vfio_iommu_type1_dirty_bitmap) +
+		 sizeof(struct vfio_iommu_type1_dirty_bitmap_get)) / 8];
+	struct vfio_iommu_type1_dirty_bitmap *dirty = (void *)buf;
+	struct vfio_iommu_type1_dirty_bitmap_get *range = (void *)dirty->data;
 
-	VFIO_ASSERT_EQ(__iommu_dirty_log_ioctl(p->iommu, argsz, flag, &range), 0);
+	dirty->argsz = sizeof(buf);
+	dirty->flags = flag;
+	range->iova = iova;
+	range->size = size;
+	range->bitmap.pgsize = PAGE;
+	range->bitmap.size = DIRTY_LOG_BITMAP_BYTES(size / PAGE);
+	range->bitmap.data = (void *)bitmap;
+
+	ioctl_assert(p->iommu->container_fd, VFIO_IOMMU_DIRTY_PAGES, dirty);
 }
 
 static void call(struct perf *p, int op)
