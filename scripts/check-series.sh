@@ -73,12 +73,16 @@ is_true() {
 # Modules that use the dirty log or an IOVA bitmap find these exported, in a namespace
 # that they import. modpost would say so, but only with a whole kernel.
 modules_link() {
-	local o used exported rc=0
+	local o used exported missing rc=0
 	exported=$(find drivers/iommu -name '*.o' -print0 | xargs -0 nm 2>/dev/null | sed -n 's/.* __export_symbol_//p')
 	for o in drivers/vfio/vfio_iommu_type1.o drivers/iommu/{iommu-dirty-log-kunit,iommufd/iova_bitmap_kunit}.o; do
 		[ -e "$o" ] || continue
 		used=$(nm -u "$o" | grep -oE '(iommu_dirty_log|iova_bitmap)_.*')
-		comm -23 <(sort <<<"$used") <(sort <<<"$exported") | grep . | sed "s,^,error: $o: not exported: ," && rc=1
+		missing=$(comm -23 <(sort <<<"$used") <(sort <<<"$exported"))
+		if [ -n "$missing" ]; then
+			echo "error: $o: not exported: ${missing//$'\n'/ }"
+			rc=1
+		fi
 		! grep -q iova_bitmap_ <<<"$used" || grep -qa import_ns=IOMMUFD "$o" || {
 			echo "error: $o: imports no namespace IOMMUFD"
 			rc=1
