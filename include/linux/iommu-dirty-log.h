@@ -5,14 +5,12 @@
 #ifndef _LINUX_IOMMU_DIRTY_LOG_H
 #define _LINUX_IOMMU_DIRTY_LOG_H
 
-#include <linux/errno.h>
 #include <linux/types.h>
 
 struct iommu_domain;
 struct iommu_iotlb_gather;
 struct iova_bitmap;
 
-#ifdef CONFIG_IOMMU_DIRTY_LOG
 bool iommu_dirty_log_capable(struct iommu_domain *domain);
 int iommu_dirty_log_start(struct iommu_domain *domain);
 void iommu_dirty_log_stop(struct iommu_domain *domain);
@@ -21,35 +19,5 @@ int iommu_dirty_log_sync(struct iommu_domain *domain, unsigned long iova,
 int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
 			  size_t size, struct iova_bitmap *bitmap,
 			  struct iommu_iotlb_gather *gather);
-#else
-static inline bool iommu_dirty_log_capable(struct iommu_domain *domain)
-{
-	return false;
-}
-
-static inline int iommu_dirty_log_start(struct iommu_domain *domain)
-{
-	return -EOPNOTSUPP;
-}
-
-static inline void iommu_dirty_log_stop(struct iommu_domain *domain)
-{
-}
-
-static inline int iommu_dirty_log_sync(struct iommu_domain *domain,
-				       unsigned long iova, size_t size,
-				       struct iova_bitmap *bitmap)
-{
-	return -EOPNOTSUPP;
-}
-
-static inline int iommu_dirty_log_clear(struct iommu_domain *domain,
-					unsigned long iova, size_t size,
-					struct iova_bitmap *bitmap,
-					struct iommu_iotlb_gather *gather)
-{
-	return -EOPNOTSUPP;
-}
-#endif /* CONFIG_IOMMU_DIRTY_LOG */
 
 #endif /* _LINUX_IOMMU_DIRTY_LOG_H */

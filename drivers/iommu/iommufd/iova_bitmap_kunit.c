@@ -250,9 +250,39 @@ static void user_windows(struct kunit *test)
 	kvfree(found);
 }
 
+static int record_first_and_last(struct iova_bitmap *bitmap,
+				 unsigned long iova, size_t length,
+				 void *opaque)
+{
+	iova_bitmap_set(bitmap, iova, SZ_4K);
+	iova_bitmap_set(bitmap, iova + length - SZ_4K, SZ_4K);
+	return 0;
+}
+
+/* What cannot be recorded because the bitmap's page is gone is an error. */
+static void user_fault(struct kunit *test)
+{
+	const size_t length = 2 * PAGE_SIZE * BITS_PER_BYTE * SZ_4K;
+	struct iova_bitmap *bitmap;
+	void __user *buf;
+	unsigned int i;
+
+	buf = user_buffer(test, 2 * PAGE_SIZE);
+	for (i = 0; i < 2; i++) {
+		bitmap = iova_bitmap_alloc(SZ_1M, length, SZ_4K, buf);
+		KUNIT_ASSERT_NOT_ERR_OR_NULL(test, bitmap);
+		KUNIT_EXPECT_EQ(test, i ? -EFAULT : 0,
+				iova_bitmap_for_each(bitmap, NULL,
+						     record_first_and_last));
+		iova_bitmap_free(bitmap);
+		vm_munmap((unsigned long)buf + PAGE_SIZE, PAGE_SIZE);
+	}
+}
+
 static struct kunit_case iova_bitmap_cases[] = {
 	KUNIT_CASE_PARAM(user_record, record_gen_params),
 	KUNIT_CASE(user_windows),
+	KUNIT_CASE(user_fault),
 	KUNIT_CASE_PARAM(kernel_record, record_gen_params),
 	KUNIT_CASE(kernel_merge),
 	KUNIT_CASE(kernel_invalid),

@@ -2636,6 +2636,37 @@ TEST_F_TIMEOUT(vfio_dirty_log_emulated, write_in_part, TIMEOUT)
 	log_stop(e);
 }
 
+/*
+ * A pinned page is one page, wherever in it the address is: the one that is
+ * dirty, also the last one of a mapping, and none where nothing is mapped.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_emulated, pin_unaligned, TIMEOUT)
+{
+	struct env *e = &self->env;
+	struct mapping *m = self->m;
+	u64 pgsize = e->log.pgsize;
+	struct test_vfio_emulated_range below = {
+		.iova = m->dma.iova - 8,
+		.size = 8,
+	};
+
+	ASSERT_EQ(-1, ioctl(self->fd, TEST_VFIO_EMULATED_PIN, &below));
+	EXPECT_EQ(EINVAL, errno);
+
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_PIN, m, 4 * pgsize - 1, 1);
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_PIN, m, 70 * pgsize - 8, 8);
+	log_start(e);
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_PIN, m, 9 * pgsize + 8, 8);
+	check_all(e);
+	clear_range(e, m->dma.iova, m->npages);
+	check_all(e);
+
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_UNPIN, m, 9 * pgsize + 8, 8);
+	clear_range(e, m->dma.iova, m->npages);
+	check_all(e);
+	log_stop(e);
+}
+
 /* The device is told to unpin amid the unmap. Its pages are dirty all the same. */
 TEST_F_TIMEOUT(vfio_dirty_log_emulated, unmap_pinned, TIMEOUT)
 {
