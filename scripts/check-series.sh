@@ -295,17 +295,30 @@ inside_used() {
 	return $rc
 }
 
-# coccicheck, in the directories that the series touches
+# cocci DIR [VARIABLE=...]: what coccicheck reports of a directory of the moving tree
+cocci() {
+	local d=$1
+	shift
+	make -s -C "$S/src" O="$S/obj/gcc" J="$JOBS" coccicheck MODE=report M="$d" "$@"
+}
+
+# coccicheck, in the directories that the series touches; a planted mistake first
 inside_cocci() {
 	inside_tree "$@"
-	local t k d
+	local t k d f=drivers/vfio/planted.c
+	move series
+	printf '%s\n' '#include <linux/slab.h>' 'void planted(void *p);' 'void planted(void *p)' '{' '	if (p)' '		kfree(p);' '}' >"$S/src/$f"
+	cocci "${f%/*}" COCCI="$S/src/scripts/coccinelle/free/ifnullfree.cocci" >/tmp/planted 2>&1
+	rm "$S/src/$f"
+	grep -q 'planted.c.*WARNING' /tmp/planted || { tail -n 3 /tmp/planted; echo "coccinelle is not looking"; return 1; }
 	for t in base series; do
 		k=$S/kept/cocci-$(git rev-parse $t:drivers $t:include | hash)
 		[ ! -e "$k" ] || continue
 		move $t
 		for d in $dirs; do
-			kmake gcc -s coccicheck MODE=report M="${d%/}" J="$JOBS"
-		done 2>/dev/null | grep -aE '^[^ ]+\.[ch]:[0-9]+' | sed -E "s,^$S/src/,,; s/:[0-9]+(:?[-0-9]*)?:/:/" | sort -u >"$k.tmp"
+			cocci "${d%/}" || return 1
+		done >"$S/log/cocci" 2>&1 || { tail -n 3 "$S/log/cocci"; return 1; }
+		grep -aE '^[^ ]+\.[ch]:[0-9]+' "$S/log/cocci" | sed -E "s,^$S/src/,,; s/:[0-9]+(:?[-0-9]*)?:/:/" | sort -u >"$k.tmp"
 		mv "$k.tmp" "$k"
 	done
 	news cocci drivers include
