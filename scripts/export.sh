@@ -22,6 +22,8 @@ write)
 	[ -d "$BUILD/linux" ] || die "there is no build/linux: make tree makes it"
 	[ -z "$(git -c safe.directory='*' -C "$BUILD/linux" status --porcelain -uno)" ] ||
 		die "build/linux has changes that are not committed"
+	[ ! -e "$MADE_FROM" ] || [ "$(cat "$MADE_FROM")" = "$(patches_key)" ] ||
+		die "patches/ has changed since build/linux was made: move that away, run make tree, and pick your commits from it"
 	repo=/checkout/build/linux/.git
 	"$TOP/scripts/env.sh"
 	;;
@@ -102,6 +104,7 @@ write)
 		mv "$tmp/$part" "$TOP/$part"
 	done
 	git -c safe.directory='*' -C "$BUILD/linux" update-ref refs/made series
+	patches_key >"$MADE_FROM"
 	say "exported $(grep -vc '^#\|^$' "$TOP/series.txt") patches"
 	;;
 check)

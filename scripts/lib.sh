@@ -44,6 +44,10 @@ export BASE_DIR=${BASE_DIR:-$CACHE/$(base_name)}
 
 hms() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
+# What build/linux was made from, or written back to; it stands in there.
+MADE_FROM=$BUILD/linux/.git/made-from
+patches_key() { find "$TOP/patches" -name '*.patch' ! -name '0000-*' -print0 | sort -z | xargs -0 -r cat | key_of -; }
+
 # need_room MEGABYTES WHAT: stop before a step that the disk cannot hold.
 need_room() {
 	local free

@@ -122,5 +122,6 @@ enter bash -euc '
 	fi
 	git -C $to update-ref refs/made series
 ' branch "$real"
+patches_key >"$MADE_FROM"
 chown -R --reference="$TOP" "$BUILD"
 say "build/linux: branch series on branch base, one commit a patch; edit there, then make export"
