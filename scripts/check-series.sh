@@ -99,6 +99,8 @@ build() {
 	mkdir -p "$S/obj/$v"
 	{
 		if [ "$v" = selftests ]; then
+			# Objects left from an earlier run need headers of later patches.
+			rm -rf "$S/obj/$v/kselftest"
 			make -s -C "$S/src" O="$S/obj/$v" ARCH=x86 headers &&
 				make -s -C "$S/src/tools/testing/selftests" O="$S/obj/$v" TARGETS=vfio INSTALL_PATH="$S/obj/$v/install" install || rc=1
 		else
