@@ -546,6 +546,7 @@ fi
 if [ "${1:-}" != set ]; then
 	key=${ENV_DIR##*/}
 	"$TOP/scripts/checkpatch.sh" >"$out/checkpatch"
+	grep -q "^$(patches | wc -l) patches checked" "$out/checkpatch" || { say "not ok  checkpatch did not look at all patches"; failed=$((failed + 1)); }
 	# shellcheck disable=SC2086 # words
 	row patch $columns | tee "$out/table"
 	enter env VARIANTS="$variants" /checkout/scripts/check-series.sh inside rows "$base" "$key"
