@@ -76,8 +76,7 @@ modules_link() {
 	local o used exported missing rc=0
 	exported=$(find drivers/iommu -name '*.o' -print0 | xargs -0 nm 2>/dev/null | sed -n 's/.* __export_symbol_//p')
 	for o in drivers/vfio/vfio_iommu_type1.o drivers/iommu/{iommu-dirty-log-kunit,iommufd/iova_bitmap_kunit}.o; do
-		# An object of a later patch may be left from an earlier run.
-		if [ ! -e "$o" ] || [ ! -e "$S/src/${o%.o}.c" ]; then continue; fi
+		[ -e "$o" ] || continue
 		used=$(nm -u "$o" | grep -oE '(iommu_dirty_log|iova_bitmap)_.*')
 		missing=$(comm -23 <(sort <<<"$used") <(sort <<<"$exported"))
 		if [ -n "$missing" ]; then
@@ -186,6 +185,11 @@ inside_rows() {
 		move base
 		xargs -n 1 -P "$JOBS" <<<"$todo" bash -c 'build "$1" base "$S/kept/base-$1-$BASE"' build
 	fi
+	# Objects that an earlier run left of files that the series adds: the first patches do
+	# not have them yet, and for the later ones they prove nothing.
+	while read -r f; do
+		rm -f "$S"/obj/*/"${f%.c}.o"
+	done < <(git diff --name-only --diff-filter=A base series -- 'drivers/*.c')
 	mapfile -t names < <(patches)
 	for c in $(git rev-list --reverse base..series); do
 		name=${names[n]%.patch} n=$((n + 1)) todo=
