@@ -112,16 +112,15 @@ lanes() {
 # result MODE NAME: what came of it
 result() {
 	current=$2
-	if [ "$(cat "$LOGS/vm-$1-check.rc")" = 0 ] && grep -q '^skip ' "$LOGS/vm-$1-check.out"; then
-		skipped=$((skipped + 1))
-		say "$(grep '^skip ' "$LOGS/vm-$1-check.out")"
-	elif [ "$(cat "$LOGS/vm-$1-check.rc")" = 0 ]; then
-		passed=$((passed + 1))
-		say "ok      $2: $(tail -n 1 "$LOGS/vm-$1-check.out" | cut -c1-100)"
-	else
+	if [ "$(cat "$LOGS/vm-$1-check.rc")" != 0 ]; then
 		failed=$((failed + 1))
 		say "not ok  $2"
 		tail -n 25 "$LOGS/vm-$1-check.out" | sed 's/^/        /'
+	elif grep '^skip ' "$LOGS/vm-$1-check.out"; then
+		skipped=$((skipped + 1))
+	else
+		passed=$((passed + 1))
+		say "ok      $2: $(tail -n 1 "$LOGS/vm-$1-check.out" | cut -c1-100)"
 	fi
 	current=
 	case $1 in
