@@ -49,10 +49,11 @@ awake() {
 
 complaints() { sed '/BUG: KCSAN:/d' "$console" | grep -cE "$COMPLAINTS" || :; }
 
-# What the tests printed, summed up
-injected() { sed -n 's/.* \([0-9]*\) failures injected.*/\1/p' "$tap" | awk '{ n += $1 } END { print n + 0 }'; }
-fuzzed() { sed -n 's/^# \([0-9]*\) calls in .*/\1/p' "$tap" | awk '{ n += $1 } END { print n + 0 }'; }
-raced() { sed -n 's/.*raced for \([0-9]*\) s.*/\1/p' "$tap" | awk '{ n += $1 } END { print n + 0 }'; }
+# sum REGEX: of the numbers that the tests printed there, \1
+sum() { sed -n "s/$1/\1/p" "$tap" | awk '{ n += $1 } END { print n + 0 }'; }
+injected() { sum '.* \([0-9]*\) failures injected.*'; }
+fuzzed() { sum '^# \([0-9]*\) calls in .*'; }
+raced() { sum '.*raced for \([0-9]*\) s.*'; }
 
 # hostile NAME VARIANT hw|pessimistic LIMIT TESTS CALLS SECONDS: run tests in a guest
 hostile() {
