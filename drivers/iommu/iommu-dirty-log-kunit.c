@@ -186,7 +186,8 @@ static int dirty_log_init(struct kunit *test)
 	fake->domain.type = IOMMU_DOMAIN_UNMANAGED;
 	fake->domain.ops = &fake_ops;
 	fake->domain.dirty_ops = &fake_dirty_ops;
-	fake->domain.pgsize_bitmap = SZ_4K | SZ_64K | SZ_2M | SZ_1G;
+	/* 4K, 64K, 2M, 1G */
+	fake->domain.pgsize_bitmap = BIT(12) | BIT(16) | BIT(21) | BIT(30);
 	fake->fail_at = 1;
 	test->priv = fake;
 
@@ -364,7 +365,8 @@ static void test_steps(struct kunit *test)
 	log_expect(test, &log, MAP_4K + 31 * SZ_4K, SZ_4K);
 	log_expect_end(test, &log);
 
-	fake->domain.pgsize_bitmap = SZ_64K | SZ_2M;
+	/* 64K, 2M */
+	fake->domain.pgsize_bitmap = BIT(16) | BIT(21);
 	KUNIT_EXPECT_EQ(test, 0,
 			fake_clear_and_flush(&fake->domain,
 					     MAP_64K + SZ_64K - 1, 1,

@@ -422,12 +422,13 @@ static int starve_next(struct __test_metadata *_metadata, struct starving *s,
 	return ret;
 }
 
+/* @least: so many steps of the call can fail, however it is made. */
 static void starve_done(struct __test_metadata *_metadata, struct starving *s,
-			const char *what)
+			const char *what, unsigned int least)
 {
 	TH_LOG("%s: %u failures injected, %u of them without effect", what,
 	       s->injected, s->absorbed);
-	EXPECT_LT(0, s->injected);
+	EXPECT_LE(least, s->injected - s->absorbed);
 }
 
 static void starve_forget(struct starving *s)
@@ -456,7 +457,8 @@ TEST_F_TIMEOUT(starve, start, TIMEOUT)
 		iommu_dirty_log_stop(s->env.iommu);
 	}
 
-	starve_done(_metadata, s, "START");
+	/* The bitmap of each mapping */
+	starve_done(_metadata, s, "START", STARVE_MAPPINGS);
 }
 
 /* Catches a GET that clears what it could not hand over. */
@@ -478,7 +480,8 @@ TEST_F_TIMEOUT(starve, get, TIMEOUT)
 		}
 	}
 
-	starve_done(_metadata, s, "GET");
+	/* The user's bits of each mapping */
+	starve_done(_metadata, s, "GET", STARVE_MAPPINGS);
 }
 
 TEST_F_TIMEOUT(starve, noclear, TIMEOUT)
@@ -497,7 +500,8 @@ TEST_F_TIMEOUT(starve, noclear, TIMEOUT)
 		}
 	}
 
-	starve_done(_metadata, s, "NOCLEAR");
+	/* The user's bits of each mapping */
+	starve_done(_metadata, s, "NOCLEAR", STARVE_MAPPINGS);
 }
 
 /* Catches a CLEAR that fails after it cleared some of the pages. */
@@ -520,7 +524,8 @@ TEST_F_TIMEOUT(starve, clear, TIMEOUT)
 		}
 	}
 
-	starve_done(_metadata, s, "CLEAR");
+	/* The user's bits of each mapping */
+	starve_done(_metadata, s, "CLEAR", STARVE_MAPPINGS);
 }
 
 /* The new mapping is there as a whole, with a log, or not at all. */
@@ -543,7 +548,7 @@ TEST_F_TIMEOUT(starve, map, TIMEOUT)
 		starve_write(s);
 
 		/* Somewhere else each time: the tables for it are not there yet */
-		region->iova = TEST_IOVA + (s->nth % 500 + 1) * 64UL * SZ_1G +
+		region->iova = TEST_IOVA + (s->nth % 400 + 1) * (u64)SZ_1G +
 			       SZ_2M - 7 * e->log.pgsize;
 
 		if (starve_next(_metadata, s, call_map, 0)) {
@@ -563,7 +568,8 @@ TEST_F_TIMEOUT(starve, map, TIMEOUT)
 		}
 	}
 
-	starve_done(_metadata, s, "MAP");
+	/* The argument, the mapping, its bitmap, a page table */
+	starve_done(_metadata, s, "MAP", 4);
 }
 
 /* Catches an UNMAP that fails with a part unmapped, its dirty pages gone. */
@@ -597,16 +603,23 @@ TEST_F_TIMEOUT(starve, unmap, TIMEOUT)
 			starve_write(s);
 	}
 
-	starve_done(_metadata, s, "UNMAP with bitmap");
+	/* The user's bits of each mapping */
+	starve_done(_metadata, s, "UNMAP with bitmap", STARVE_MAPPINGS);
 }
 
 /* Catches a group that takes the log along when it cannot be attached. */
 TEST_F_TIMEOUT(starve, attach, TIMEOUT)
 {
 	struct starving *s = &self->state;
+	bool exact = true;
 
 	if (s->group2_fd < 0)
 		SKIP(return, "needs a second device, in a group of its own");
+
+#ifdef __aarch64__
+	/* On SMMUv3 all that is mapped is dirty in a new domain. */
+	exact = false;
+#endif
 
 	iommu_dirty_log_start(s->env.iommu);
 
@@ -614,17 +627,18 @@ TEST_F_TIMEOUT(starve, attach, TIMEOUT)
 		starve_write(s);
 
 		if (!starve_next(_metadata, s, call_attach, 0)) {
-			ASSERT_EQ(0, starve_recheck(s, true));
+			ASSERT_EQ(0, starve_recheck(s, exact));
 			starve_write(s);
 			ASSERT_EQ(0, ioctl(s->group2_fd, VFIO_GROUP_UNSET_CONTAINER));
 		}
 
-		ASSERT_EQ(0, starve_recheck(s, true)) {
+		ASSERT_EQ(0, starve_recheck(s, exact)) {
 			TH_LOG("failure %u", s->nth);
 		}
 	}
 
-	starve_done(_metadata, s, "attach");
+	/* The container's group, its domain, the domain's page table */
+	starve_done(_metadata, s, "attach", 3);
 }
 
 /* ---- Races ---- */
@@ -684,7 +698,7 @@ struct racer {
 	void (*step)(struct racer *r);
 	pthread_t thread;
 	unsigned int seed;
-	u64 steps, errors;
+	u64 steps, good, errors;
 
 	/* Leave the log of the pages at TEST_IOVA as it is. */
 	bool spare;
@@ -700,7 +714,9 @@ static u64 race_rnd(struct racer *r, u64 n)
 /* Calls that meet each other may find the log stopped or a mapping cut in two. */
 static void race_allow(struct racer *r, int ret)
 {
-	if (ret && ret != -EINVAL) {
+	if (!ret) {
+		r->good++;
+	} else if (ret != -EINVAL) {
 		fprintf(stderr, "%s returned %d\n", r->name, ret);
 		r->errors++;
 	}
@@ -711,6 +727,7 @@ static void race_dma(struct racer *r)
 	struct racing *s = r->s;
 
 	dma_write(&s->env, s->region.iova + race_rnd(r, RACE_WRITTEN) * s->env.log.pgsize);
+	race_allow(r, 0);
 }
 
 static void race_switch(struct racer *r)
@@ -933,9 +950,11 @@ static void race_end(struct __test_metadata *_metadata, struct racer *racers, in
 
 	for (i = 0; i < nr; i++) {
 		ASSERT_EQ(0, pthread_join(racers[i].thread, NULL));
-		TH_LOG("%s: %lu times", racers[i].name, racers[i].steps);
+		TH_LOG("%s: %lu times, %lu good calls", racers[i].name, racers[i].steps,
+		       racers[i].good);
 		EXPECT_EQ(0, racers[i].errors);
-		EXPECT_LT(0, racers[i].steps);
+		/* Not only calls that found nothing to do */
+		EXPECT_LE(racers[i].steps / 10 + 1, racers[i].good);
 	}
 }
 

@@ -264,6 +264,8 @@ static void vm_setup(struct __test_metadata *_metadata, struct vm *vm, const str
 	iommu_dirty_log_info(vm->iommu, &vm->log);
 	if (expect)
 		ASSERT_EQ(!strcmp(expect, "hw"), vm->log.hw);
+	if (vm->log.pgsize != SZ_4K)
+		SKIP(return, "the log's pages have %lu bytes", vm->log.pgsize);
 
 	vm->region.iova = TEST_IOVA;
 	vm->region.size = how->backing->size;
