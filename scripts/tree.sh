@@ -49,7 +49,7 @@ get_base() {
 	mkdir -p "$tmp/src" "$tmp/obj" "$tmp/kunit"
 	if [ -z "${KERNEL:-}" ]; then
 		long "kernel source" 3 enter "${who[@]}" "${when[@]}" bash -euc "$fetch_debian$commit_base" base "${name#linux-}" ||
-			die "the kernel source could not be fetched; is there a network? (KERNEL=DIR takes a tree of yours)"
+			die "the kernel source could not be fetched: is there a network, and has the archive still a linux-source-7.3? (KERNEL=DIR takes a tree of yours)"
 		real=linux-$(cat "$tmp/version")
 	else
 		if [ -e "$KERNEL/.git" ]; then
