@@ -7,7 +7,7 @@
 # write: make what is measured now the table.
 . "$(dirname "$0")/lib.sh"
 prepare
-if [ -n "${QEMU:-}${KERNEL:-}" ] || [ "$(basename "$(readlink -f "$BASE_DIR")")" != "$(base_name)" ]; then
+if [ -n "${QEMU:-}" ] || other_base; then
 	say "skip    costs: scripts/bar.tsv is for the base tree of series.txt and the QEMU that is built"
 	exit 0
 fi
