@@ -382,6 +382,9 @@ inside_sparse() {
 
 inside_kernel_doc() {
 	export GIT_DIR=/cache/$1/git
+	printf '%s\n' '/**' ' * planted() - One argument is described' ' * @a: this one' ' */' 'int planted(int a, int b)' '{' '	return a + b;' '}' >/tmp/planted.c
+	/src/linux/tools/docs/kernel-doc -none -Wall /tmp/planted.c 2>&1 | grep -q "Warning:.*'b'" ||
+		{ echo "kernel-doc does not see a planted mistake"; return 1; }
 	kernel_doc series "$(git diff --name-only base series)" | tee /tmp/said
 	[ "$(head -n 1 /tmp/said)" = ok ]
 }
