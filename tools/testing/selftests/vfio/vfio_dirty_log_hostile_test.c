@@ -145,7 +145,7 @@ static int open_group2(void)
  * Mappings further apart than the kernel copies of a bitmap at once, so that one
  * call has many steps which can fail.
  */
-#define STARVE_MAPPINGS	100
+#define STARVE_MAPPINGS	130
 #define STARVE_PAGES	5
 #define STARVE_STRIDE	4200
 #define STARVE_RANGE	(STARVE_MAPPINGS * STARVE_STRIDE)
@@ -548,7 +548,7 @@ TEST_F_TIMEOUT(starve, map, TIMEOUT)
 		starve_write(s);
 
 		/* Somewhere else each time: the tables for it are not there yet */
-		region->iova = TEST_IOVA + (s->nth % 400 + 1) * (u64)SZ_1G +
+		region->iova = TEST_IOVA + (s->nth % 400 + 4) * (u64)SZ_1G +
 			       SZ_2M - 7 * e->log.pgsize;
 
 		if (starve_next(_metadata, s, call_map, 0)) {

@@ -1066,7 +1066,10 @@ TEST_F_TIMEOUT(vfio_dirty_log, clear_sparse, TIMEOUT)
 	for (round = 0; round < 2; round++) {
 		log_start(e);
 
-		for (i = 0, page = 0; i < ARRAY_SIZE(gaps) && page + runs[i] + 1 < m->npages; i++) {
+		for (i = 0, page = 0; i < ARRAY_SIZE(gaps); i++) {
+			if (page + runs[i] + 1 >= m->npages)
+				break;
+
 			/* Dirty at both ends, and its neighbours with it */
 			write_page(e, m, page);
 			write_page(e, m, page + 1);
