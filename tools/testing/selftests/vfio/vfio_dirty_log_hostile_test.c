@@ -733,7 +733,9 @@ static void race_dma(struct racer *r)
 static void race_switch(struct racer *r)
 {
 	race_allow(r, __iommu_dirty_log_start(r->s->env.iommu));
-	usleep(race_rnd(r, 3000));
+	/* Often enough for the others to find it started */
+	if (!race_rnd(r, 4))
+		usleep(race_rnd(r, 3000));
 	if (!r->spare && race_rnd(r, 3))
 		race_allow(r, __iommu_dirty_log_stop(r->s->env.iommu));
 }
@@ -893,7 +895,6 @@ static void race_info(struct racer *r)
 	struct iommu_dirty_log_info info;
 
 	race_allow(r, __iommu_dirty_log_info(r->s->env.iommu, &info));
-	usleep(1000);
 }
 
 static void *racer_fn(void *arg)
