@@ -32,6 +32,7 @@ struct region {
 	uint64_t iova;		/* one mapping, or several, or with holes */
 	uint64_t npages;
 	uint64_t pgsize;	/* pgsize_bitmap of the migration capability */
+	bool precise;		/* its flag VFIO_IOMMU_INFO_CAP_MIGRATION_HW_DIRTY */
 	uint64_t *bitmap;	/* one bit a page, whole words */
 	char *src, *dst;
 };
@@ -80,11 +81,16 @@ static int64_t copy_dirty(struct region *r)
 	/* The bits of pages that are not mapped stay as they are here */
 	memset(r->bitmap, 0, (r->npages + 63) / 64 * 8);
 
-	/* A VMM now ORs in what KVM logged, the writes of the vCPUs */
 	ret = dirty_pages(r, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP_NOCLEAR,
 			  0, r->npages);
 	if (ret)
 		return ret;
+
+	/*
+	 * A VMM ORs in what KVM logged, the writes of the vCPUs, now and not
+	 * before: the call has written the bit of each mapped page, 0 or 1. It
+	 * clears in KVM's log below, too, what it copies.
+	 */
 
 	for (first = 0; first < r->npages; first += n) {
 		n = r->npages - first;
@@ -116,7 +122,7 @@ static int64_t copy_dirty(struct region *r)
 /* stop() returns once no device has DMA in flight. 0 or -errno. */
 static int migrate(struct region *r, void (*stop)(void *opaque), void *opaque)
 {
-	int64_t ret;
+	int64_t ret = 0;
 	int round;
 
 	/* From now on, what is written is logged */
@@ -127,8 +133,8 @@ static int migrate(struct region *r, void (*stop)(void *opaque), void *opaque)
 	/* What was written before is not: copy all of it */
 	memcpy(r->dst, r->src, r->npages * r->pgsize);
 
-	/* A pessimistic log stays at all pages, hence the limit */
-	for (round = 0; round < MAX_ROUNDS; round++) {
+	/* A pessimistic log stays at all pages: rounds would be for nothing */
+	for (round = 0; r->precise && round < MAX_ROUNDS; round++) {
 		ret = copy_dirty(r);
 		if (ret <= FEW_PAGES)
 			break;
@@ -230,6 +236,7 @@ int main(int argc, char *argv[])
 	}
 
 	r.pgsize = cap->pgsize_bitmap;
+	r.precise = cap->flags & VFIO_IOMMU_INFO_CAP_MIGRATION_HW_DIRTY;
 	r.npages = SIZE / r.pgsize;
 	r.bitmap = calloc((r.npages + 63) / 64, 8);
 	r.src = alloc_pages(SIZE);
@@ -259,7 +266,6 @@ int main(int argc, char *argv[])
 
 	printf("%llu pages of %llu bytes copied; the log is %s\n",
 	       (unsigned long long)r.npages, (unsigned long long)r.pgsize,
-	       cap->flags & VFIO_IOMMU_INFO_CAP_MIGRATION_HW_DIRTY ?
-	       "the hardware's" : "pessimistic");
+	       r.precise ? "the hardware's" : "pessimistic");
 	return 0;
 }

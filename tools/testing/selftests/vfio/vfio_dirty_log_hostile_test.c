@@ -257,10 +257,9 @@ FIXTURE_SETUP(starve)
 
 	s->bitmap = alloc_memory(DIRTY_LOG_BITMAP_BYTES(STARVE_RANGE), 0);
 	s->dirty = alloc_memory(DIRTY_LOG_BITMAP_BYTES(STARVE_RANGE), 0);
-	s->memory = alloc_memory(STARVE_PAGES * e->log.pgsize, 0);
+	s->memory = dirty_log_memory(STARVE_PAGES * e->log.pgsize);
 	ASSERT_NE(MAP_FAILED, s->bitmap);
 	ASSERT_NE(MAP_FAILED, s->dirty);
-	ASSERT_NE(MAP_FAILED, s->memory);
 
 	/* Touched: what fails shall not be the page fault of the test's own memory */
 	memset(s->bitmap, 0, DIRTY_LOG_BITMAP_BYTES(STARVE_RANGE));
@@ -271,7 +270,8 @@ FIXTURE_SETUP(starve)
 	for (i = 0; i < STARVE_MAPPINGS; i++) {
 		s->maps[i] = (struct dma_region) {
 			.vaddr = s->memory,
-			.iova = starve_iova(e, i * STARVE_STRIDE + i % 67),
+			/* At bits of all kinds, but an odd page: small leaves */
+			.iova = starve_iova(e, i * STARVE_STRIDE + i % 33 * 2 + 1),
 			.size = STARVE_PAGES * e->log.pgsize,
 		};
 		iommu_map(e->iommu, &s->maps[i]);
@@ -671,10 +671,8 @@ FIXTURE_SETUP(race)
 
 	s->region.iova = TEST_IOVA + 13 * e->log.pgsize;
 	s->region.size = RACE_PAGES * e->log.pgsize;
-	/* Without 2 MiB of IOVA that one IOPTE could map */
-	s->region.vaddr = alloc_memory(s->region.size, 0);
+	s->region.vaddr = dirty_log_memory(s->region.size);
 	s->other = alloc_memory(256 * e->log.pgsize, 0);
-	ASSERT_NE(MAP_FAILED, s->region.vaddr);
 	ASSERT_NE(MAP_FAILED, s->other);
 	iommu_map(e->iommu, &s->region);
 
@@ -1185,13 +1183,15 @@ TEST_F_TIMEOUT(large, same_memory_many_times, TIMEOUT)
 	u64 bytes = DIRTY_LOG_BITMAP_BYTES(npages);
 	const u64 pages[] = { 0, 511, 512, npages / 3, npages - 1 };
 	u64 nr_leaves = variant->large_leaves ? 4 : 5;
+	/* Some IOMMUs find leaves of 4 MiB and more in memory of 2 MiB pages. */
+	bool exact = !variant->large_leaves || !(e->log.iova_pgsizes & (SZ_1G - SZ_4M));
 	struct vfio_iommu_type1_dma_map map = {
 		.argsz = sizeof(map),
 		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
 		.size = LARGE_PIECE,
 	};
 	u8 *bitmap, *mask;
-	u64 unmapped, at;
+	u64 unmapped, at, sum;
 	void *memory;
 	double t;
 	int i;
@@ -1231,7 +1231,10 @@ TEST_F_TIMEOUT(large, same_memory_many_times, TIMEOUT)
 
 	for (i = 0; i < ARRAY_SIZE(pages); i++)
 		EXPECT_TRUE(bit_get(bitmap, pages[i]));
-	EXPECT_EQ(e->log.hw ? nr_leaves * leaf : npages, count_words(bitmap, bytes));
+	sum = count_words(bitmap, bytes);
+	EXPECT_LE(e->log.hw ? nr_leaves * leaf : npages, sum);
+	if (exact)
+		EXPECT_GE(e->log.hw ? nr_leaves * leaf : npages, sum);
 
 	/* All but the last page: it stays dirty, others of its leaf do not. */
 	memset(mask, 0xff, bytes);
@@ -1248,7 +1251,10 @@ TEST_F_TIMEOUT(large, same_memory_many_times, TIMEOUT)
 
 	EXPECT_TRUE(bit_get(bitmap, pages[3]));
 	EXPECT_TRUE(bit_get(bitmap, pages[4]));
-	EXPECT_EQ(e->log.hw ? leaf + 1 : npages, count_words(bitmap, bytes));
+	sum = count_words(bitmap, bytes);
+	EXPECT_LE(e->log.hw ? leaf + 1 : npages, sum);
+	if (exact)
+		EXPECT_GE(e->log.hw ? leaf + 1 : npages, sum);
 
 	t = now();
 	ASSERT_EQ(0, __iommu_unmap_ioctl(e->iommu, 0, base, size, NULL, &unmapped));

@@ -92,6 +92,9 @@ struct writer {
 	/* Shared with the main thread */
 	bool run, paused, quit;
 	u64 writes, failures;
+
+	/* How many of them came before START */
+	u64 before;
 };
 
 /* The machine that is migrated */
@@ -115,18 +118,16 @@ struct vm {
 
 /* What its memory is made of */
 static const struct backing {
-	u64 size, page_size;
-	int mmap_flags;
+	u64 size;
+	bool large;
 	/* Pages to clear and copy at once, a multiple of 64 as with QEMU */
 	u64 chunk;
 } pages_4k = {
 	.size = SZ_1M,
-	.page_size = SZ_4K,
 	.chunk = 64,
 }, pages_2m = {
 	.size = SZ_4M,
-	.page_size = SZ_2M,
-	.mmap_flags = MAP_HUGETLB | MAP_HUGE_2MB,
+	.large = true,
 	.chunk = 128,
 };
 
@@ -241,10 +242,16 @@ static void vm_setup(struct __test_metadata *_metadata, struct vm *vm, const str
 	if (nr_bdfs < how->nr_devices)
 		SKIP(return, "needs the BDFs of %d devices, got %d", how->nr_devices, nr_bdfs);
 
-	vm->region.vaddr = alloc_memory(how->backing->size, how->backing->mmap_flags);
+	if (how->nr_devices > 1 &&
+	    sysfs_iommu_group_get(bdfs[0]) == sysfs_iommu_group_get(bdfs[1]))
+		SKIP(return, "%s and %s are in the same IOMMU group", bdfs[0], bdfs[1]);
+
+	if (how->backing->large)
+		vm->region.vaddr = alloc_memory(how->backing->size, MAP_HUGETLB | MAP_HUGE_2MB);
+	else
+		vm->region.vaddr = dirty_log_memory(how->backing->size);
 	if (vm->region.vaddr == MAP_FAILED)
-		SKIP(return, "no memory of pages of 0x%lx bytes: %s",
-		     how->backing->page_size, strerror(errno));
+		SKIP(return, "no pages of 2 MiB: %s", strerror(errno));
 
 	vm->iommu = iommu_init(MODE_VFIO_TYPE1V2_IOMMU);
 
@@ -267,13 +274,13 @@ static void vm_setup(struct __test_metadata *_metadata, struct vm *vm, const str
 	if (vm->log.pgsize != SZ_4K)
 		SKIP(return, "the log's pages have %lu bytes", vm->log.pgsize);
 
-	vm->region.iova = TEST_IOVA;
+	vm->region.iova = TEST_IOVA + (how->backing->large ? 0 : vm->log.pgsize);
 	vm->region.size = how->backing->size;
 	iommu_map(vm->iommu, &vm->region);
 	vm->npages = how->backing->size / vm->log.pgsize;
 
 	vm->pages_per_leaf = 1;
-	for (i = 0; i < 63 && 1UL << i <= how->backing->size; i++) {
+	for (i = 0; how->backing->large && 1UL << i <= how->backing->size; i++) {
 		if (vm->log.iova_pgsizes & 1UL << i)
 			vm->pages_per_leaf = (1UL << i) / vm->log.pgsize;
 	}
@@ -426,6 +433,21 @@ static u64 migrate_round(struct vm *vm, const struct how *how, bool wrong_order,
 	return strangers;
 }
 
+/* Each device has written its share since START. */
+static bool all_wrote(struct vm *vm, const struct how *how)
+{
+	int i;
+
+	for (i = 0; i < how->nr_devices; i++) {
+		struct writer *w = &vm->writers[i];
+
+		if (READ_ONCE(w->writes) - w->before < MIN_WRITES / how->nr_devices)
+			return false;
+	}
+
+	return true;
+}
+
 struct result {
 	u64 writes, rounds, dirtied, strangers, differences;
 };
@@ -478,11 +500,13 @@ static void migrate(struct __test_metadata *_metadata, struct vm *vm, const stru
 
 	iommu_dirty_log_start(vm->iommu);
 	start = writes(vm, how);
+	for (i = 0; i < how->nr_devices; i++)
+		vm->writers[i].before = READ_ONCE(vm->writers[i].writes);
 
 	/* The first time everything goes. */
 	memcpy(vm->copy, vm->region.vaddr, vm->region.size);
 
-	while (result->rounds < MIN_ROUNDS || writes(vm, how) - start < MIN_WRITES) {
+	while (result->rounds < MIN_ROUNDS || !all_wrote(vm, how)) {
 		result->strangers += migrate_round(vm, how, wrong_order, NEVER);
 		result->rounds++;
 		let_devices_write(vm, how);

@@ -92,6 +92,9 @@ struct perf {
 	/* The type1 container has NOCLEAR and CLEAR */
 	bool manual;
 
+	/* The IOMMU makes leaves of 4 MiB of two of 2 MiB, if they are adjacent */
+	bool large;
+
 	/* What is measured now; in a container full of mappings, all of them */
 	struct dma_region mem;
 	u64 leaf;
@@ -576,6 +579,7 @@ static bool perf_init(struct perf *p, const char *bdf, bool iommufd)
 		if (log.pgsize != PAGE)
 			ksft_exit_skip("pages of %lu bytes\n", log.pgsize);
 		p->hw = log.hw;
+		p->large = log.iova_pgsizes & (SZ_1G - SZ_4M);
 		p->manual = iommu_check_extension(p->iommu,
 						  VFIO_DIRTY_LOG_MANUAL_CLEAR) == 1;
 		printf("# type1: %s log\n", log.hw ? "the hardware's" : "pessimistic");
@@ -615,7 +619,7 @@ int main(int argc, char *argv[])
 	char *sizes = "0,16";
 	bool scale = false;
 	u64 leaf = 0;
-	int iommufd;
+	int iommufd, i;
 	int opt;
 
 	while ((opt = getopt(argc, argv, "st:u:i:l:p:m:r:")) != -1) {
@@ -650,6 +654,14 @@ int main(int argc, char *argv[])
 		}
 	}
 
+	for (i = 0; pattern && i < ARRAY_SIZE(patterns); i++) {
+		if (!strcmp(pattern, patterns[i].name))
+			break;
+	}
+	if (i == ARRAY_SIZE(patterns) ||
+	    (interface && strcmp(interface, "type1") && strcmp(interface, "iommufd")))
+		help(argv[0]);
+
 	printf("tree\tinterface\top\tpattern\tmib\tleaf_kib\t%s_per_page\t%s_per_call\n",
 	       unit, unit);
 
@@ -670,7 +682,11 @@ int main(int argc, char *argv[])
 				}
 				if (!leaf || leaf == SZ_4K)
 					measure_size(&perf, size, SZ_4K, pattern);
-				if (size && (!leaf || leaf == SZ_2M))
+				if (!size || (leaf && leaf != SZ_2M))
+					continue;
+				if (perf.large)
+					printf("# leaves of 2 MiB would be larger here\n");
+				else
 					measure_size(&perf, size, SZ_2M, pattern);
 			}
 		}

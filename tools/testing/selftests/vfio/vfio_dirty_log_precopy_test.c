@@ -177,18 +177,18 @@ static u64 count_dirty(struct sim *s, u64 first, u64 npages)
 /* Send what the bitmap names. @chunk 0: the log is already clean. */
 static void send_dirty(struct sim *s, u64 chunk)
 {
-	u64 step = chunk ?: s->npages;
-	u64 first, page;
+	u64 first, n, page;
 
-	for (first = 0; first < s->npages; first += step) {
-		if (!count_dirty(s, first, step))
+	for (first = 0; first < s->npages; first += n) {
+		n = min(chunk ?: s->npages, s->npages - first);
+		if (!count_dirty(s, first, n))
 			continue;
 
 		if (chunk)
 			iommu_dirty_log_clear(s->iommu, s->mem.iova + first * PAGE,
-					      chunk * PAGE, s->bitmap + first / 64);
+					      n * PAGE, s->bitmap + first / 64);
 
-		for (page = first; page < first + step; page++)
+		for (page = first; page < first + n; page++)
 			if (is_dirty(s, page))
 				send_page(s, page);
 	}
@@ -317,7 +317,7 @@ int main(int argc, char *argv[])
 	struct sim s = { .writes = 1, .sends = 2 };
 	const char *only_writer = NULL;
 	u64 seed, chunk;
-	int writer;
+	int writer, runs = 0;
 	int opt;
 
 	while ((opt = getopt(argc, argv, "m:s:w:c:B:W:")) != -1) {
@@ -345,7 +345,8 @@ int main(int argc, char *argv[])
 		}
 	}
 
-	if (!mib || mib % 2 || !s.sends)
+	if (!mib || mib % 2 || !s.sends ||
+	    only_chunk % MIN_CHUNK || only_chunk & (only_chunk - 1))
 		help(argv[0]);
 
 	sim_init(&s, bdf, mib * SZ_1M);
@@ -358,6 +359,7 @@ int main(int argc, char *argv[])
 
 		for (seed = 1; seed <= seeds; seed++) {
 			migrate(&s, writer, 0, seed);
+			runs++;
 
 			for (chunk = MIN_CHUNK; chunk <= s.npages; chunk *= 2) {
 				if (!only_chunk || chunk == only_chunk)
@@ -371,6 +373,9 @@ int main(int argc, char *argv[])
 
 	vfio_pci_device_cleanup(s.device);
 	iommu_cleanup(s.iommu);
+
+	if (!runs)
+		help(argv[0]);
 
 	return 0;
 }

@@ -5,8 +5,12 @@
 #include <unistd.h>
 
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 
+#include <linux/align.h>
 #include <linux/log2.h>
+#include <linux/mman.h>
+#include <linux/sizes.h>
 #include <linux/types.h>
 #include <linux/vfio.h>
 
@@ -21,6 +25,20 @@ static int container_fd(struct iommu *iommu)
 static int container_ioctl(struct iommu *iommu, unsigned long cmd, void *arg)
 {
 	return ioctl(container_fd(iommu), cmd, arg) ? -errno : 0;
+}
+
+void *dirty_log_memory(u64 size)
+{
+	const int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_ANONYMOUS;
+	void *vaddr;
+
+	vaddr = mmap(NULL, ALIGN(size, SZ_2M), prot,
+		     flags | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0);
+	if (vaddr == MAP_FAILED)
+		vaddr = mmap(NULL, size, prot, flags, -1, 0);
+	VFIO_ASSERT_NE(vaddr, MAP_FAILED);
+
+	return vaddr;
 }
 
 int iommu_check_extension(struct iommu *iommu, unsigned long extension)

@@ -75,6 +75,17 @@ static inline void iommu_dirty_log_info(struct iommu *iommu,
 int iommu_check_extension(struct iommu *iommu, unsigned long extension);
 
 /*
+ * dirty_log_memory() - Shared memory of @size bytes that, mapped at the IOVA of
+ * an odd page, gets an IOPTE for each page.
+ *
+ * Some IOMMUs have leaves of every power of two, for what is contiguous and
+ * aligned in memory and IOVA alike. Memory of large pages has even pages in even
+ * places. Where there are none it is of small pages, which is good enough for
+ * IOMMUs with leaves of 4 KiB and 2 MiB.
+ */
+void *dirty_log_memory(u64 size);
+
+/*
  * __iommu_dirty_log_ioctl() - One VFIO_IOMMU_DIRTY_PAGES call, nothing filled
  * in and nothing checked. @argsz is passed on as it is, @range may be NULL.
  */
@@ -85,7 +96,8 @@ int __iommu_dirty_log_ioctl(struct iommu *iommu, u32 argsz, u32 flags,
  * start() - Log DMA writes from now on.
  *
  * Guarantees:
- *  - Only pages written after the call are reported (hardware log).
+ *  - Only pages written after the call are reported (hardware log), apart from
+ *    pages that an emulated device has pinned.
  *  - While the log runs, start() succeeds and changes nothing.
  */
 int __iommu_dirty_log_start(struct iommu *iommu);
@@ -151,7 +163,8 @@ static inline void iommu_dirty_log_get_noclear(struct iommu *iommu, iova_t iova,
  *    clear a page first and copy it then.
  *  - No other page becomes clean, not even a neighbour that the IOMMU maps by
  *    the same entry.
- *  - Bits of pages that are not mapped are ignored.
+ *  - Bits of pages that are not mapped are ignored, and pages that an emulated
+ *    device has pinned stay dirty.
  *  - The range may start and end anywhere, also inside a mapping.
  *  - On an error every page is at least as dirty as before.
  */
