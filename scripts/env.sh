@@ -19,7 +19,7 @@ say "making the build environment (Debian 13, kept in $CACHE)"
 for tool in apt-get dpkg perl unshare; do
 	command -v $tool >/dev/null || die "$tool is missing: the environment is made with apt, dpkg, perl and util-linux"
 done
-[ -r $keyring ] || die "$keyring is missing: install debian-archive-keyring (2023.3+deb12u2 or newer)"
+[ -r $keyring ] || die "$keyring is missing: install debian-archive-keyring (2023.3+deb12u2 on Debian 12, 2025.1 or newer elsewhere)"
 
 apt_config=$tmp/apt.conf
 {
@@ -39,7 +39,7 @@ for m in $mirrors; do
 		mirror=$m
 		break
 	elif grep -q NO_PUBKEY "$LOGS/mirror.log"; then
-		die "the host's debian-archive-keyring does not know Debian 13: install 2023.3+deb12u2 or newer"
+		die "the host's debian-archive-keyring does not know Debian 13: install 2023.3+deb12u2 on Debian 12, 2025.1 or newer elsewhere"
 	fi
 done
 [ -n "$mirror" ] || die "no Debian mirror with trixie and trixie-backports within reach (tried: ${mirrors//$'\n'/ }); is there a network? MIRROR= names another"
