@@ -114,8 +114,8 @@ kcsan_ours() {
 	local nm='cd /cache/$1/obj-kcsan && nm $2 2>/dev/null | awk "\$2 ~ /[tT]/ { print \$3 }" | sort -u'
 	local base
 	base=$(basename "$(readlink -f "$BASE_DIR")")
-	enter bash -c "$nm" nm "$base" "drivers/vfio/vfio_iommu_type1.o drivers/iommu/iommu-dirty-log.o
-		drivers/iommu/iommufd/iova_bitmap.o drivers/iommu/generic_pt/fmt/*.o" >"$LOGS/kcsan.ours"
+	enter bash -c "$nm" nm "$base" "drivers/vfio/vfio_iommu_type1.o drivers/vfio/container.o
+		drivers/vfio/vfio_main.o drivers/iommu/iommu-dirty-log.o drivers/iommu/iommufd/iova_bitmap.o drivers/iommu/generic_pt/fmt/*.o" >"$LOGS/kcsan.ours"
 	enter bash -c "$nm" nm "$base" "lib/lib.a lib/*.o" >"$LOGS/kcsan.lib"
 	grep -q '^vfio_iommu_type1_ioctl$' "$LOGS/kcsan.ours" || die "the functions of the kernel with KCSAN cannot be listed"
 	awk -v ours="$LOGS/kcsan.ours" -v lib="$LOGS/kcsan.lib" '

@@ -150,12 +150,14 @@ boot() {
 	done
 }
 
-# unexpected_skips hw|pessimistic TAP: the tests in it that were skipped, though the guest
-# has all that they need. igb has no SR-IOV here; a pessimistic log, nothing to save.
+# unexpected_skips hw|pessimistic TAP: the tests in it that were skipped, in whole or in
+# part, though the guest has all that they need. igb has no SR-IOV here; a pessimistic log,
+# nothing to save.
 unexpected_skips() {
 	local may='vfio_pci_sriov_uapi_test'
 	[ "$1" = hw ] || may+='|vfio_dirty_log_wrong_order\.is_caught|vfio_dirty_log_precopy_test'
 	sed -nE 's/^(# )?ok [0-9]+ (selftests: vfio: )?(.*)/\3/p' "$2" | grep '# SKIP' | grep -vE "^($may) #" || :
+	grep -iE '(#|:)( |[a-z_.]*:)*without (a second group|large pages)' "$2" || :
 }
 
 # enter COMMAND...: run a command in the environment, as enter.sh has it.
