@@ -1522,7 +1522,9 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, top_of_iova_space, TIMEOUT)
  */
 TEST_F_TIMEOUT(vfio_dirty_log_container, more_than_32_bits, TIMEOUT)
 {
-	static const u64 offsets[] = { 0, SZ_2G - SZ_64K, SZ_2G + SZ_64K, 0x100000000, 0x140000000 };
+	static const u64 offsets[] = {
+		0, SZ_2G - SZ_64K, SZ_2G + SZ_64K, 0x100000000, 0x140000000,
+	};
 	struct mapping *m[ARRAY_SIZE(offsets)];
 	struct env *e = &self->env;
 	u64 npages = (0x140000000 + SZ_64K) / e->log.pgsize;
