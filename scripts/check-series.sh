@@ -372,8 +372,8 @@ inside_sparse() {
 	echo 'obj-m := planted.o' >/tmp/planted/Kbuild
 	printf '%s\n' 'int planted(int __user *p);' 'int planted(int __user *p)' '{' '	return *p;' '}' >/tmp/planted/planted.c
 	export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=vfio KBUILD_BUILD_HOST=vfio
-	make -s O=/obj C=2 CHECK=/tmp/sparse M=/tmp/planted planted.o 2>&1 | grep -q '^sparse:.*dereference of noderef' ||
-		{ echo "sparse does not see a planted mistake"; return 1; }
+	make -s O=/obj C=2 CHECK=/tmp/sparse M=/tmp/planted planted.o >/tmp/said 2>&1
+	grep -q '^sparse:.*dereference of noderef' /tmp/said || { echo "sparse does not see a planted mistake"; return 1; }
 	# shellcheck disable=SC2086 # words
 	make -s O=/obj C=2 CHECK=/tmp/sparse $o 2>&1 | tee /tmp/said
 	echo "$(wc -w <<<"$o") files, $(grep -c '^sparse:' /tmp/said) reports"
@@ -383,8 +383,8 @@ inside_sparse() {
 inside_kernel_doc() {
 	export GIT_DIR=/cache/$1/git
 	printf '%s\n' '/**' ' * planted() - One argument is described' ' * @a: this one' ' */' 'int planted(int a, int b)' '{' '	return a + b;' '}' >/tmp/planted.c
-	/src/linux/tools/docs/kernel-doc -none -Wall /tmp/planted.c 2>&1 | grep -q "Warning:.*'b'" ||
-		{ echo "kernel-doc does not see a planted mistake"; return 1; }
+	/src/linux/tools/docs/kernel-doc -none -Wall /tmp/planted.c >/tmp/said 2>&1
+	grep -q "Warning:.*'b'" /tmp/said || { echo "kernel-doc does not see a planted mistake"; return 1; }
 	kernel_doc series "$(git diff --name-only base series)" | tee /tmp/said
 	[ "$(head -n 1 /tmp/said)" = ok ]
 }
