@@ -669,6 +669,7 @@ FIXTURE_SETUP(race)
 	if (skip)
 		SKIP(return, "%s", skip);
 
+	/* An odd page: small leaves */
 	s->region.iova = TEST_IOVA + 13 * e->log.pgsize;
 	s->region.size = RACE_PAGES * e->log.pgsize;
 	s->region.vaddr = dirty_log_memory(s->region.size);

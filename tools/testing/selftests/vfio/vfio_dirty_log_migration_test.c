@@ -320,13 +320,19 @@ static void vm_teardown(struct vm *vm, const struct how *how)
 
 /* ---- The migration ---- */
 
+/* Since START */
+static u64 writes_of(struct writer *w)
+{
+	return READ_ONCE(w->writes) - w->before;
+}
+
 static u64 writes(struct vm *vm, const struct how *how)
 {
 	u64 sum = 0;
 	int i;
 
 	for (i = 0; i < how->nr_devices; i++)
-		sum += READ_ONCE(vm->writers[i].writes);
+		sum += writes_of(&vm->writers[i]);
 
 	return sum;
 }
@@ -439,9 +445,7 @@ static bool all_wrote(struct vm *vm, const struct how *how)
 	int i;
 
 	for (i = 0; i < how->nr_devices; i++) {
-		struct writer *w = &vm->writers[i];
-
-		if (READ_ONCE(w->writes) - w->before < MIN_WRITES / how->nr_devices)
+		if (writes_of(&vm->writers[i]) < MIN_WRITES / how->nr_devices)
 			return false;
 	}
 
@@ -459,7 +463,7 @@ static void migrate(struct __test_metadata *_metadata, struct vm *vm, const stru
 	struct rng rng = { .state = vm->seed * 1000003 + migration };
 	u64 leaves = max(vm->npages / vm->pages_per_leaf, 1UL);
 	u64 end = seconds() + MIGRATION_TIMEOUT;
-	u64 start, page;
+	u64 page;
 	int i, j;
 
 	*result = (struct result) {};
@@ -499,7 +503,6 @@ static void migrate(struct __test_metadata *_metadata, struct vm *vm, const stru
 		let_devices_write(vm, how);
 
 	iommu_dirty_log_start(vm->iommu);
-	start = writes(vm, how);
 	for (i = 0; i < how->nr_devices; i++)
 		vm->writers[i].before = READ_ONCE(vm->writers[i].writes);
 
@@ -522,7 +525,7 @@ static void migrate(struct __test_metadata *_metadata, struct vm *vm, const stru
 	stop_devices(vm, how);
 
 	result->strangers += migrate_round(vm, how, false, NEVER);
-	result->writes = writes(vm, how) - start;
+	result->writes = writes(vm, how);
 	iommu_dirty_log_stop(vm->iommu);
 
 	for (page = 0; page < vm->npages; page++) {

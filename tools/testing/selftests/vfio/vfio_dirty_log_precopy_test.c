@@ -317,7 +317,7 @@ int main(int argc, char *argv[])
 	struct sim s = { .writes = 1, .sends = 2 };
 	const char *only_writer = NULL;
 	u64 seed, chunk;
-	int writer, runs = 0;
+	int writer;
 	int opt;
 
 	while ((opt = getopt(argc, argv, "m:s:w:c:B:W:")) != -1) {
@@ -345,7 +345,11 @@ int main(int argc, char *argv[])
 		}
 	}
 
-	if (!mib || mib % 2 || !s.sends ||
+	for (writer = 0; only_writer && writer < NR_WRITERS; writer++) {
+		if (!strcmp(only_writer, writer_names[writer]))
+			break;
+	}
+	if (writer == NR_WRITERS || !seeds || !mib || mib % 2 || !s.sends ||
 	    only_chunk % MIN_CHUNK || only_chunk & (only_chunk - 1))
 		help(argv[0]);
 
@@ -359,7 +363,6 @@ int main(int argc, char *argv[])
 
 		for (seed = 1; seed <= seeds; seed++) {
 			migrate(&s, writer, 0, seed);
-			runs++;
 
 			for (chunk = MIN_CHUNK; chunk <= s.npages; chunk *= 2) {
 				if (!only_chunk || chunk == only_chunk)
@@ -373,9 +376,6 @@ int main(int argc, char *argv[])
 
 	vfio_pci_device_cleanup(s.device);
 	iommu_cleanup(s.iommu);
-
-	if (!runs)
-		help(argv[0]);
 
 	return 0;
 }
