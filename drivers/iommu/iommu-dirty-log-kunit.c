@@ -281,7 +281,7 @@ static void test_capable(struct kunit *test)
 				iommu_dirty_log_start(domain));
 		iommu_dirty_log_stop(domain);
 		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
-				iommu_dirty_log_sync(domain, MAP_4K, SZ_4K,
+				iommu_dirty_log_read(domain, MAP_4K, SZ_4K,
 						     NULL));
 		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
 				iommu_dirty_log_clear(domain, MAP_4K, SZ_4K,
@@ -333,7 +333,7 @@ static void test_invalid(struct kunit *test)
 		size_t size = ranges[i].size;
 
 		KUNIT_EXPECT_EQ_MSG(test, -EINVAL,
-				    iommu_dirty_log_sync(&fake->domain, iova,
+				    iommu_dirty_log_read(&fake->domain, iova,
 							 size, NULL),
 				    "range %u", i);
 		KUNIT_EXPECT_EQ_MSG(test, -EINVAL,
@@ -357,7 +357,7 @@ static void test_steps(struct kunit *test)
 	fake_write(test, MAP_4K + 31 * SZ_4K);
 
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain, MAP_IOVA, MAP_SIZE,
+			iommu_dirty_log_read(&fake->domain, MAP_IOVA, MAP_SIZE,
 					     log.bitmap));
 	KUNIT_EXPECT_EQ(test, fake->reads, DIV_ROUND_UP(MAP_SIZE, SZ_4M));
 	log_expect(test, &log, MAP_IOVA, SZ_1G);
@@ -380,7 +380,7 @@ static void test_steps(struct kunit *test)
 	fake->domain.pgsize_bitmap = SZ_1G;
 	fake->reads = 0;
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain, MAP_IOVA + SZ_2M,
+			iommu_dirty_log_read(&fake->domain, MAP_IOVA + SZ_2M,
 					     SZ_4K, log.bitmap));
 	KUNIT_EXPECT_EQ(test, fake->reads, 1);
 	KUNIT_EXPECT_EQ(test, fake->seen, MAP_IOVA);
@@ -403,7 +403,7 @@ static void test_sync(struct kunit *test)
 
 	for (i = 0; i < 3; i++) {
 		KUNIT_EXPECT_EQ(test, 0,
-				iommu_dirty_log_sync(&fake->domain, MAP_IOVA,
+				iommu_dirty_log_read(&fake->domain, MAP_IOVA,
 						     MAP_SIZE, log.bitmap));
 		log_expect(test, &log, MAP_2M + SZ_2M, SZ_2M);
 		log_expect(test, &log, MAP_64K, SZ_64K);
@@ -414,7 +414,7 @@ static void test_sync(struct kunit *test)
 
 	/* what is outside the range is not read */
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain, MAP_4K, 3 * SZ_4K,
+			iommu_dirty_log_read(&fake->domain, MAP_4K, 3 * SZ_4K,
 					     log.bitmap));
 	log_expect_end(test, &log);
 }
@@ -473,7 +473,7 @@ static void test_clear_part(struct kunit *test)
 	log_expect_end(test, &log);
 
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain, MAP_IOVA, MAP_SIZE,
+			iommu_dirty_log_read(&fake->domain, MAP_IOVA, MAP_SIZE,
 					     log.bitmap));
 	log_expect(test, &log, MAP_4K + 4 * SZ_4K, SZ_4K);
 	log_expect(test, &log, MAP_4K + 6 * SZ_4K, SZ_4K);
@@ -494,13 +494,13 @@ static void test_clear_discard(struct kunit *test)
 					     NULL));
 	KUNIT_EXPECT_EQ(test, fake->flushes, 1);
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain, MAP_IOVA, MAP_SIZE,
+			iommu_dirty_log_read(&fake->domain, MAP_IOVA, MAP_SIZE,
 					     log.bitmap));
 	log_expect_end(test, &log);
 
 	fake_write(test, MAP_2M);
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain, MAP_IOVA, MAP_SIZE,
+			iommu_dirty_log_read(&fake->domain, MAP_IOVA, MAP_SIZE,
 					     log.bitmap));
 	log_expect(test, &log, MAP_2M, SZ_2M);
 	log_expect_end(test, &log);
@@ -590,7 +590,7 @@ static void test_clear_error(struct kunit *test)
 
 	fake->fail_at = MAP_2M;
 	KUNIT_EXPECT_EQ(test, -EIO,
-			iommu_dirty_log_sync(&fake->domain, MAP_IOVA, MAP_SIZE,
+			iommu_dirty_log_read(&fake->domain, MAP_IOVA, MAP_SIZE,
 					     log.bitmap));
 }
 
@@ -623,7 +623,7 @@ static void test_leaf(struct kunit *test)
 			/* written in one page, asked for in another */
 			fake_write(test, page[(j + 1) % ARRAY_SIZE(page)]);
 			KUNIT_EXPECT_EQ(test, 0,
-					iommu_dirty_log_sync(&fake->domain,
+					iommu_dirty_log_read(&fake->domain,
 							     page[j], SZ_4K,
 							     log.bitmap));
 			log_expect(test, &log, iova, size);
@@ -636,7 +636,7 @@ static void test_leaf(struct kunit *test)
 			log_expect_end(test, &log);
 			/* the leaf is clean in all its pages */
 			KUNIT_EXPECT_EQ(test, 0,
-					iommu_dirty_log_sync(&fake->domain,
+					iommu_dirty_log_read(&fake->domain,
 							     MAP_IOVA, MAP_SIZE,
 							     log.bitmap));
 			log_expect_end(test, &log);
@@ -670,7 +670,7 @@ static void test_window(struct kunit *test)
 		fake_write(test, MAP_2M);
 
 		KUNIT_EXPECT_EQ(test, 0,
-				iommu_dirty_log_sync(&fake->domain,
+				iommu_dirty_log_read(&fake->domain,
 						     windows[i].iova,
 						     windows[i].size,
 						     log.bitmap));
@@ -696,7 +696,7 @@ static void test_spill(struct kunit *test)
 	fake->spill = SZ_4M;
 	fake_write(test, MAP_4K + 16 * SZ_4K);
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain, MAP_4K, 32 * SZ_4K,
+			iommu_dirty_log_read(&fake->domain, MAP_4K, 32 * SZ_4K,
 					     log.bitmap));
 	log_expect(test, &log, MAP_4K, 32 * SZ_4K);
 	log_expect_end(test, &log);
@@ -716,7 +716,7 @@ static void test_top(struct kunit *test)
 	fake_write(test, TOP(SZ_2M));
 	fake_write(test, TOP(1));
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain,
+			iommu_dirty_log_read(&fake->domain,
 					     TOP(SZ_2M + SZ_4K), SZ_2M + SZ_4K,
 					     log.bitmap));
 	log_expect(test, &log, TOP(SZ_2M), SZ_2M - SZ_64K);
@@ -754,7 +754,7 @@ static void test_holes(struct kunit *test)
 	fake_write(test, far + SZ_4K);
 
 	KUNIT_EXPECT_EQ(test, 0,
-			iommu_dirty_log_sync(&fake->domain, MAP_4K, size,
+			iommu_dirty_log_read(&fake->domain, MAP_4K, size,
 					     log.bitmap));
 	log_expect(test, &log, MAP_4K, SZ_4K);
 	log_expect(test, &log, far + SZ_4K, SZ_4K);

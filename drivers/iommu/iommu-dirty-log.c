@@ -7,10 +7,10 @@
  * few of its pages were written to or are asked for. For example, with a leaf
  * of 2M at IOVA 4M that is dirty, and a bitmap for 4M..6M-1:
  *
- *   iommu_dirty_log_sync(domain, 5M, 4K, bitmap)            sets all 512 bits,
- *   iommu_dirty_log_sync(domain, 4M, 4K, bitmap)            sets them again,
+ *   iommu_dirty_log_read(domain, 5M, 4K, bitmap)            sets all 512 bits,
+ *   iommu_dirty_log_read(domain, 4M, 4K, bitmap)            sets them again,
  *   iommu_dirty_log_clear(domain, 5M, 4K, bitmap, gather)   sets all 512 bits,
- *   iommu_dirty_log_sync(domain, 4M, 4K, bitmap)            sets none.
+ *   iommu_dirty_log_read(domain, 4M, 4K, bitmap)            sets none.
  *
  * After the third call the leaf is clean, and that its pages were written to is
  * known from the bitmap alone. What a smaller bitmap does not cover would be
@@ -23,21 +23,15 @@
  * the dirty state in the leaf again. So a leaf that was cleaned counts as clean
  * only after an IOTLB flush.
  */
-#include <linux/bitmap.h>
 #include <linux/bitops.h>
 #include <linux/bug.h>
-#include <linux/err.h>
 #include <linux/export.h>
-#include <linux/gfp.h>
 #include <linux/iommu.h>
 #include <linux/iommu-dirty-log.h>
-#include <linux/iova_bitmap.h>
 #include <linux/overflow.h>
 #include <linux/printk.h>
 #include <linux/sched.h>
 #include <linux/sizes.h>
-
-#include <trace/events/iommu.h>
 
 /*
  * Bytes that are walked without a chance to reschedule: with 4K leaves less than
@@ -47,41 +41,10 @@
  */
 #define IOMMU_DIRTY_LOG_STEP SZ_4M
 
-/*
- * Dirty pages of a range that is not larger than a step, for the trace events. It
- * takes a walk of its own, so that nobody pays for the count who does not trace.
- */
-static unsigned long iommu_dirty_log_count(struct iommu_domain *domain,
-					   unsigned long iova, size_t size)
-{
-	unsigned int pgshift = __ffs(domain->pgsize_bitmap);
-	struct iommu_dirty_bitmap dirty = {};
-	unsigned long *data, pages = 0;
-
-	data = bitmap_zalloc(size >> pgshift, GFP_KERNEL);
-	if (!data)
-		return 0;
-
-	dirty.bitmap = iova_bitmap_alloc_kernel(iova, size, 1UL << pgshift,
-						data);
-	if (!IS_ERR(dirty.bitmap)) {
-		domain->dirty_ops->read_and_clear_dirty(domain, iova, size,
-							IOMMU_DIRTY_NO_CLEAR,
-							&dirty);
-		pages = bitmap_weight(data, size >> pgshift);
-		iova_bitmap_free(dirty.bitmap);
-	}
-	bitmap_free(data);
-
-	return pages;
-}
-
-/* With @pages, the dirty pages of the range are counted there before they go */
 static int iommu_dirty_log_walk(struct iommu_domain *domain,
 				unsigned long iova, size_t size,
 				unsigned long flags,
-				struct iommu_dirty_bitmap *dirty,
-				unsigned long *pages)
+				struct iommu_dirty_bitmap *dirty)
 {
 	unsigned long last, end, pgmask, step;
 	int ret;
@@ -103,9 +66,6 @@ static int iommu_dirty_log_walk(struct iommu_domain *domain,
 
 	for (;;) {
 		end = min(last, iova | step);
-		if (pages)
-			*pages += iommu_dirty_log_count(domain, iova,
-							end - iova + 1);
 		ret = domain->dirty_ops->read_and_clear_dirty(domain, iova,
 							      end - iova + 1,
 							      flags, dirty);
@@ -149,15 +109,10 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_capable);
  */
 int iommu_dirty_log_start(struct iommu_domain *domain)
 {
-	int ret;
-
 	if (!iommu_dirty_log_capable(domain))
 		return -EOPNOTSUPP;
 
-	ret = domain->dirty_ops->set_dirty_tracking(domain, true);
-	trace_dirty_log_start(domain, ret);
-
-	return ret;
+	return domain->dirty_ops->set_dirty_tracking(domain, true);
 }
 EXPORT_SYMBOL_GPL(iommu_dirty_log_start);
 
@@ -179,7 +134,6 @@ void iommu_dirty_log_stop(struct iommu_domain *domain)
 		return;
 
 	ret = domain->dirty_ops->set_dirty_tracking(domain, false);
-	trace_dirty_log_stop(domain, ret);
 	if (ret)
 		pr_warn_once("iommu: a domain goes on logging dirty pages: %d\n",
 			     ret);
@@ -187,7 +141,7 @@ void iommu_dirty_log_stop(struct iommu_domain *domain)
 EXPORT_SYMBOL_GPL(iommu_dirty_log_stop);
 
 /**
- * iommu_dirty_log_sync() - Read the dirty log and leave it as it is
+ * iommu_dirty_log_read() - Read the dirty log and leave it as it is
  * @domain: Domain to read
  * @iova: Start of the range, in bytes
  * @size: Length of the range, in bytes
@@ -203,22 +157,16 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_stop);
  * is empty or wraps, or the error of the IOMMU driver, in which case @bitmap is
  * incomplete.
  */
-int iommu_dirty_log_sync(struct iommu_domain *domain, unsigned long iova,
+int iommu_dirty_log_read(struct iommu_domain *domain, unsigned long iova,
 			 size_t size, struct iova_bitmap *bitmap)
 {
 	/* Nothing is cleaned, so there is nothing to flush and to gather */
 	struct iommu_dirty_bitmap dirty = { .bitmap = bitmap };
-	unsigned long pages = 0;
-	int ret;
 
-	ret = iommu_dirty_log_walk(domain, iova, size, IOMMU_DIRTY_NO_CLEAR,
-				   &dirty, trace_dirty_log_sync_enabled() ?
-				   &pages : NULL);
-	trace_dirty_log_sync(domain, iova, size, pages, ret);
-
-	return ret;
+	return iommu_dirty_log_walk(domain, iova, size, IOMMU_DIRTY_NO_CLEAR,
+				    &dirty);
 }
-EXPORT_SYMBOL_GPL(iommu_dirty_log_sync);
+EXPORT_SYMBOL_GPL(iommu_dirty_log_read);
 
 /**
  * iommu_dirty_log_clear() - Read the dirty log and leave it clean
@@ -228,7 +176,7 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_sync);
  * @bitmap: Where the pages of dirty leaves are recorded, or NULL to discard them
  * @gather: Collects what has to be flushed
  *
- * Like iommu_dirty_log_sync(), but the leaves are clean afterwards, as a whole
+ * Like iommu_dirty_log_read(), but the leaves are clean afterwards, as a whole
  * also where they lie in the range only in part. So @bitmap must cover all of
  * every leaf that has a page in the range, or what it does not cover is lost.
  * For a range inside a mapping, a @bitmap for that mapping is large enough: no
@@ -241,7 +189,7 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_sync);
  * @bitmap, and it comes after an error too.
  *
  * Context: May sleep. The caller keeps the range mapped until the flush.
- * Return: As iommu_dirty_log_sync(). On an error some leaves may have been
+ * Return: As iommu_dirty_log_read(). On an error some leaves may have been
  * cleaned, and these have been recorded in @bitmap.
  */
 int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
@@ -252,14 +200,7 @@ int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
 		.bitmap = bitmap,
 		.gather = gather,
 	};
-	unsigned long pages = 0;
-	int ret;
 
-	ret = iommu_dirty_log_walk(domain, iova, size, 0, &dirty,
-				   trace_dirty_log_clear_enabled() ?
-				   &pages : NULL);
-	trace_dirty_log_clear(domain, iova, size, pages, ret);
-
-	return ret;
+	return iommu_dirty_log_walk(domain, iova, size, 0, &dirty);
 }
 EXPORT_SYMBOL_GPL(iommu_dirty_log_clear);

@@ -14,7 +14,7 @@ struct iova_bitmap;
 bool iommu_dirty_log_capable(struct iommu_domain *domain);
 int iommu_dirty_log_start(struct iommu_domain *domain);
 void iommu_dirty_log_stop(struct iommu_domain *domain);
-int iommu_dirty_log_sync(struct iommu_domain *domain, unsigned long iova,
+int iommu_dirty_log_read(struct iommu_domain *domain, unsigned long iova,
 			 size_t size, struct iova_bitmap *bitmap);
 int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
 			  size_t size, struct iova_bitmap *bitmap,
