@@ -18,8 +18,8 @@ help:
 	@echo 'make bench    what the log costs, beside mainline; what a migration sends'
 	@echo 'make tree     base + series as a git branch in build/linux: edit there'
 	@echo 'make export   that branch back into patches/, series.txt and the exported files'
-	@echo 'make mbox SIGNOFF="Name <mail>"   build/series.mbox, signed off, as one would send it'
-	@echo 'make send-dry-run SIGNOFF="Name <mail>"   what b4 would send to whom; sends nothing'
+	@echo 'make mbox [SET=6-dirty-log] SIGNOFF="Name <mail>"   build/SET.mbox, as one would send it'
+	@echo 'make send-dry-run [SET=...] SIGNOFF="Name <mail>"   what b4 would send to whom; sends nothing'
 	@sed -n '/^# [A-Z]*=/,/^$$/s/^# \{0,1\}//p' Makefile
 
 run:
@@ -44,7 +44,7 @@ export:
 	@scripts/export.sh
 
 mbox:
-	@scripts/export.sh mbox "$(SIGNOFF)"
+	@scripts/export.sh mbox "$(SIGNOFF)" $(SET)
 
 send-dry-run:
-	@scripts/send.sh dry-run "$(SIGNOFF)"
+	@scripts/send.sh dry-run "$(SIGNOFF)" $(SET)

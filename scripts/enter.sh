@@ -9,7 +9,8 @@
 . "$(dirname "$0")/lib.sh"
 
 [ -d "$ENV_DIR" ] || die "no build environment in $CACHE yet: make tree makes it"
-export TOP CACHE ENV_DIR JOBS BASE_DIR
+BASE_NAME=$(basename "$(readlink -f "$BASE_DIR")")
+export TOP CACHE ENV_DIR JOBS BASE_DIR BASE_NAME
 exec unshare --mount --pid --fork --kill-child --propagation private bash -euc '
 	r=$ENV_DIR
 	mount --bind "$r" "$r"
@@ -39,5 +40,5 @@ exec unshare --mount --pid --fork --kill-child --propagation private bash -euc '
 	fi
 	cd /
 	exec chroot "$r" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TERM=dumb \
-		JOBS="$JOBS" "$@"
+		JOBS="$JOBS" CACHE=/cache BASE_DIR="/cache/$BASE_NAME" "$@"
 ' enter "$@"

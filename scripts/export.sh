@@ -1,22 +1,81 @@
 #!/bin/bash
-# usage: export.sh | export.sh check | export.sh mbox "Name <mail>" [FILE]
+# usage: export.sh | export.sh check | export.sh mbox "Name <mail>" [SET...]
 #
 # (nothing): write the branch `series` of build/linux back: patches/, series.txt, and, for
-#            reading, the files that the series adds (drivers/, include/, tools/,
-#            Documentation/, MAINTAINERS.snippet).
+#            reading, the files that the series adds and a diff of each that it changes
+#            (drivers/, include/, tools/, Documentation/, MAINTAINERS.snippet).
 # check:     apply the series, export that, and compare with what is here, byte for byte.
-# mbox:      the series as its submitter would send it, signed off, threaded.
+# mbox:      build/SET.mbox: a set (or all of them) as its submitter would send it, with
+#            its cover letter, signed off, threaded.
 #
-# The cover letter's own text is what stands in patches/0000-cover-letter.patch above the
-# shortlog; shortlog, diffstat and counts are written anew. In series.txt the lines up to
-# the first empty one are kept as they are; a later comment stays before its patch.
+# Each set is formatted on the base and the sets that it needs, and nothing else (sets.sh).
+# patches/SET/cover-letter is kept as it is. In series.txt the lines up to the first empty
+# one and those of the sets are kept; the patches are written anew below their set.
 . "$(dirname "$0")/lib.sh"
+. "$TOP/scripts/sets.sh"
+out=$BUILD/export.tmp
+shown="drivers include tools Documentation"
+
+# format SET ARGUMENT...: git format-patch of a set
+format() {
+	local set=$1 prefix revision
+	shift
+	prefix=$(set_field "$set" prefix) revision=$(set_field "$set" revision)
+	git format-patch --quiet --numbered --no-signature --no-renames --abbrev=12 --stat=72 --base=base \
+		--subject-prefix="PATCH${prefix:+ $prefix}${revision:+ v$revision}" "$@" "$set~$(set_count "$set")..$set"
+}
+
+inside_export() {
+	local name f
+	export GIT_DIR=$1 GIT_INDEX_FILE=/tmp/index
+	# shellcheck disable=SC2046 # words
+	set_stack $(set_names)
+	awk '/^$/ { exit } { print }' "$TOP/series.txt" >"$out/series.txt"
+	for name in $(set_names); do
+		{ echo && set_line "$name"; } >>"$out/series.txt"
+		[ "$(set_count "$name")" != 0 ] || continue
+		format "$name" --zero-commit --no-thread -o "$out/patches/$name"
+		(cd "$out/patches" && ls "$name"/*) >>"$out/series.txt"
+		[ ! -e "$TOP/patches/$name/cover-letter" ] || cp "$TOP/patches/$name/cover-letter" "$out/patches/$name/"
+	done
+	git diff --no-renames --diff-filter=A --name-only -z base series |
+		xargs -0 -r git --work-tree="$out" checkout series --
+	git diff --no-renames --diff-filter=a --name-only base series | while read -r f; do
+		case $f in
+		MAINTAINERS) git diff -U0 base series -- $f | sed -n '/^+++/d; s/^+//p' >"$out/$f.snippet" ;;
+		*) mkdir -p "$out/${f%/*}" && git diff --no-renames --abbrev=12 base series -- "$f" >"$out/$f.diff" ;;
+		esac
+	done
+	f=$(cd "$out" && find . -mindepth 1 -maxdepth 1 -printf '%f\n' | grep -vxE "${shown// /|}|patches|series.txt|MAINTAINERS.snippet") || :
+	[ -z "$f" ] || die "export.sh does not know where $f belongs"
+}
+
+# The recipients stand at the end of the letter, and become headers of all messages.
+inside_mbox() {
+	local name=$2 who=$3 cover=$TOP/patches/$2/cover-letter to=() line
+	[ -s "$cover" ] || die "patches/$name/cover-letter is not there"
+	export GIT_DIR=$1 GIT_INDEX_FILE=/tmp/index
+	set_stack "$name"
+	export GIT_COMMITTER_NAME="${who% <*}" GIT_COMMITTER_EMAIL="${who##*<}"
+	GIT_COMMITTER_EMAIL=${GIT_COMMITTER_EMAIL%>}
+	unset GIT_COMMITTER_DATE
+	while read -r line; do
+		case $line in To:*) to+=("--to=${line#*: }") ;; *) to+=("--cc=${line#*: }") ;; esac
+	done < <(grep -E '^(To|Cc): ' "$cover")
+	sed -E '/^(To|Cc): /d' "$cover" >/tmp/cover
+	format "$name" --cover-letter --cover-from-description=subject --description-file=/tmp/cover \
+		"${to[@]}" --signoff --from="$who" --thread=shallow --stdout |
+		sed "s/^base-commit: .*/base-commit: $(cat "$BASE_DIR/commit" 2>/dev/null || git rev-parse base)/" >"$TOP/build/$name.mbox"
+}
+
+if [ "${1:-}" = inside ]; then
+	"inside_$2" "${@:3}"
+	exit
+fi
+
 mode=${1:-write}
 if [ "$mode" = write ]; then prepare_unlocked; else prepare; fi
 repo=/cache/$(basename "$(readlink -f "$BASE_DIR")")/git
-tmp=$BUILD/export.tmp
-rm -rf "$tmp"
-
 case $mode in
 write)
 	[ -d "$BUILD/linux" ] || die "there is no build/linux: make tree makes it"
@@ -30,95 +89,41 @@ write)
 check) "$TOP/scripts/tree.sh" apply ;;
 mbox)
 	[[ ${2:-} =~ ^[^\<]+\ \<[^@\ ]+@[^\ ]+\>$ ]] || die 'SIGNOFF="Name <mail>" is needed'
+	who=$2
+	shift 2
+	# shellcheck disable=SC2046 # words
+	[ $# != 0 ] || set -- $(set_names)
 	"$TOP/scripts/tree.sh" apply
+	for name; do
+		set_line "$name" >/dev/null || die "there is no set $name: $(set_names | tr '\n' ' ')"
+		enter /checkout/scripts/export.sh inside mbox "$repo" "$name" "$who" || die "$name could not be formatted"
+		say "build/$name.mbox: $(grep -c '^Subject: \[' "$BUILD/$name.mbox") messages"
+	done
+	exit
 	;;
-*) die "usage: export.sh [check | mbox 'Name <mail>']" ;;
+*) die "usage: export.sh [check | mbox 'Name <mail>' [SET...]]" ;;
 esac
-mkdir -p "$tmp"
 
-# In the environment: format the series from $1 into /checkout/build/export.tmp.
-enter bash -euo pipefail -c '
-	out=/checkout/build/export.tmp
-	export GIT_DIR=$1 GIT_INDEX_FILE=/tmp/index
-	revision=$(sed -n "s/^# revision: *//p" /checkout/series.txt)
-	prefix=PATCH
-	[ "${revision:-1}" = 1 ] || prefix="PATCH v$revision"
-
-	# The cover letter: who and when from its header, subject and text from its body.
-	cover=/checkout/patches/0000-cover-letter.patch
-	args=()
-	if [ -f $cover ]; then
-		git mailinfo /tmp/msg /dev/null <$cover >/tmp/info
-		field() { sed -n "s/^$1: //p" /tmp/info; }
-		export GIT_COMMITTER_NAME="$(field Author)" GIT_COMMITTER_EMAIL="$(field Email)"
-		export GIT_COMMITTER_DATE="$(field Date)"
-		{
-			field Subject
-			awk "!body { body = /^\$/; next } { line[++n] = \$0 }
-				END {
-					for (i = 1; i <= n; i++)
-						if (line[i] ~ /^[^ ].* \([0-9]+\):\$/ && line[i + 1] ~ /^  [^ ]/)
-							break
-					while (i > 1 && line[i - 1] == \"\")
-						i--
-					print \"\"
-					for (j = 1; j < i; j++)
-						print line[j]
-				}" $cover
-		} >/tmp/cover
-		args=(--cover-letter --cover-from-description=subject --description-file=/tmp/cover)
+tmp=$out # removed at the end
+rm -rf "$out"
+mkdir -p "$out"
+enter /checkout/scripts/export.sh inside export "$repo" || die "the series could not be formatted"
+differ=0
+for part in patches series.txt $shown MAINTAINERS.snippet; do
+	if [ "$mode" = check ]; then
+		[ -e "$TOP/$part" ] || [ -e "$out/$part" ] || continue
+		diff -rN "$TOP/$part" "$out/$part" >>"$out/diff" || { say "make export would change $part"; differ=1; }
+		continue
 	fi
-	args+=(--quiet --numbered --no-signature --no-renames --abbrev=12 --stat=72 --subject-prefix="$prefix")
-
-	if [ -n "$2" ]; then
-		export GIT_COMMITTER_NAME="${2% <*}" GIT_COMMITTER_EMAIL="${2##*<}"
-		GIT_COMMITTER_EMAIL=${GIT_COMMITTER_EMAIL%>}
-		unset GIT_COMMITTER_DATE
-		git format-patch "${args[@]}" --signoff --from="$2" --thread=shallow --stdout base..series >$out/mbox
-		exit
-	fi
-
-	git format-patch "${args[@]}" --zero-commit --no-thread -o $out/patches base..series
-	awk "FNR == NR { new[++n] = \$0; slug = substr(\$0, 6); has[slug] = 1; next }
-		head != 2 && /^#/ { print; head = 1; next }
-		head != 2 && /^\$/ { if (head) print; head = 2; next }
-		{ head = 2 }
-		/^#/ || /^\$/ { pend = pend \$0 \"\n\"; next }
-		{ slug = substr(\$0, 6); if (slug in has) { above[slug] = pend; pend = \"\" } }
-		END { for (i = 1; i <= n; i++) printf \"%s%s\n\", above[substr(new[i], 6)], new[i] }" \
-		<(cd $out/patches && ls | grep -v ^0000-) /checkout/series.txt >$out/series.txt
-	for dir in drivers include tools Documentation; do mkdir $out/$dir; done
-	git diff --no-renames --diff-filter=A --name-only -z base series |
-		xargs -0 -r git --work-tree=$out checkout series --
-	git diff --no-renames -U0 base series -- MAINTAINERS | sed -n "/^+++/d; s/^+//p" >$out/MAINTAINERS.snippet
-	find $out -mindepth 1 -empty -delete
-' export "$repo" "${2:-}" || die "the series could not be formatted"
-
-parts="patches series.txt drivers include tools Documentation MAINTAINERS.snippet"
-case $mode in
-write)
-	for part in $parts; do
-		rm -rf "${TOP:?}/$part"
-		[ -e "$tmp/$part" ] || continue
-		chown -R --reference="$TOP" "$tmp/$part"
-		mv "$tmp/$part" "$TOP/$part"
-	done
-	git -c safe.directory='*' -C "$BUILD/linux" update-ref refs/made series
-	patches_key >"$MADE_FROM"
-	say "exported $(grep -vc '^#\|^$' "$TOP/series.txt") patches"
-	;;
-check)
-	differ=0
-	for part in $parts; do
-		[ -e "$TOP/$part" ] || [ -e "$tmp/$part" ] || continue
-		diff -rN "$TOP/$part" "$tmp/$part" >>"$tmp/diff" || { say "make export would change $part"; differ=1; }
-	done
-	head -n 20 "$tmp/diff"
+	rm -rf "${TOP:?}/$part"
+	[ -e "$out/$part" ] || continue
+	chown -R --reference="$TOP" "$out/$part"
+	mv "$out/$part" "$TOP/$part"
+done
+if [ "$mode" = check ]; then
+	head -n 20 "$out/diff"
 	exit $differ
-	;;
-mbox)
-	to=${3:-$BUILD/series.mbox}
-	mv "$tmp/mbox" "$to"
-	say "${to#"$TOP/"}: $(grep -c '^Subject: \[' "$to") messages"
-	;;
-esac
+fi
+git -c safe.directory='*' -C "$BUILD/linux" update-ref refs/made series
+patches_key >"$MADE_FROM"
+say "exported $(patches | wc -l) patches in $(set_names | wc -l) sets"

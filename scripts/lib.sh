@@ -49,7 +49,9 @@ hms() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
 # What build/linux was made from, or written back to; it stands in there.
 MADE_FROM=$BUILD/linux/.git/made-from
-patches_key() { find "$TOP/patches" -name '*.patch' ! -name '0000-*' -print0 | sort -z | xargs -0 -r cat | key_of -; }
+patches_key() { find "$TOP/patches" -name '*.patch' -print0 | sort -z | xargs -0 -r cat | key_of -; }
+# The patches in their order, SET/FILE
+patches() { sed '/^#/d; /^[[:space:]]*$/d' "$TOP/series.txt"; }
 
 # need_room MEGABYTES WHAT: stop before a step that the disk cannot hold.
 need_room() {

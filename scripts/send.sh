@@ -1,74 +1,82 @@
 #!/bin/bash
-# usage: send.sh check | send.sh dry-run "Name <mail>"
+# usage: send.sh check [SET...] | send.sh dry-run "Name <mail>" [SET...]
 #
-# check:   the To: and Cc: lines of the cover letter are those that get_maintainer.pl
-#          names for the patches.
-# dry-run: that, and what b4 would send, one file a message in build/send, with the
+# check:   the To: and Cc: lines of each set's cover letter have everybody whom
+#          get_maintainer.pl names for its patches (more is right), and the letter has
+#          the line of disclosure that Documentation/process/generated-content.rst asks for.
+# dry-run: that, and what b4 would send, one file a message in build/send/SET, with the
 #          recipients that get_maintainer.pl names for each patch. Sends nothing: there
 #          is no mail server in the environment, and b4 is told to write files.
 . "$(dirname "$0")/lib.sh"
+. "$TOP/scripts/sets.sh"
 
-recipients() { # in the environment, at the tip: NUMBER<tab>To|Cc<tab>ADDRESS
-	local gm="perl scripts/get_maintainer.pl --nogit --nogit-fallback --nofixes --norolestats"
+recipients() { # SET, at the tip: NUMBER<tab>To|Cc<tab>ADDRESS
+	local gm="perl scripts/get_maintainer.pl --nogit --nogit-fallback --nofixes --norolestats" p n
 	cd /src/linux
-	sed '/^#/d; /^[[:space:]]*$/d' "$TOP/series.txt" | while read -r p; do
-		$gm --nol --nor "$TOP/patches/$p" | sed "s/^/${p%%-*}\tTo\t/"
-		$gm --nom "$TOP/patches/$p" | sed "s/^/${p%%-*}\tCc\t/"
+	for p in $(patches | grep "^$1/"); do
+		n=${p##*/} n=${n%%-*}
+		$gm --nol --nor "$TOP/patches/$p" | sed "s/^/$n\tTo\t/"
+		$gm --nom "$TOP/patches/$p" | sed "s/^/$n\tCc\t/"
 	done | tr -d '"'
 }
 
-trailers() { sed -n '1,/^$/d; /^[^ ].* ([0-9]*):$/q; /^\(To\|Cc\): /p' "$TOP/patches/0000-cover-letter.patch" | tr -d '"' | sort -u; }
+trailers() { grep -E '^(To|Cc): ' "$TOP/patches/$1/cover-letter" | tr -d '"'; }
 
 inside_check() {
-	recipients >/checkout/build/recipients
-	# Who is in To: for one patch need not be in Cc: for another.
-	awk -F'\t' '{ if ($2 == "To") to[$3]; all[$3] } END { for (a in all) print ((a in to) ? "To: " : "Cc: ") a }' \
-		/checkout/build/recipients | sort -u >/tmp/wanted
-	trailers | diff /tmp/wanted - >/tmp/diff || {
-		echo "the cover letter lacks (<) or has too many (>) of these:"
-		cat /tmp/diff
-		return 1
-	}
-	echo "$(wc -l </tmp/wanted) recipients"
+	local name rc=0
+	for name; do
+		if [ ! -s "$TOP/patches/$name/cover-letter" ]; then
+			echo "$name has no cover letter"
+			rc=1
+			continue
+		fi
+		recipients "$name" >"/tmp/recipients.$name"
+		# A mailbox is a mailbox, whatever name stands before it.
+		cut -f3 "/tmp/recipients.$name" | grep -vixFf <(trailers "$name" | sed 's/^...: *//') | sort -u >/tmp/lacking || :
+		while read -r line; do
+			trailers "$name" | grep -qiF "$(grep -oE '[^ <>]+@[^ <>]+' <<<"$line")" || { echo "$name: the cover letter lacks $line" && rc=1; }
+		done </tmp/lacking
+		grep -q '^Disclosure: ' "$TOP/patches/$name/cover-letter" || { echo "$name: the cover letter lacks a line \"Disclosure: ...\"" && rc=1; }
+	done
+	[ $rc != 0 ] || echo "$# cover letters, $(cat /tmp/recipients.* | cut -f3 | sort -u | wc -l) recipients"
+	return $rc
 }
 
-# The branch as `b4 prep` would have it: cover letter and tracking in git's configuration.
+# The set as `b4 prep` would have it: cover letter and tracking in git's configuration.
 inside_dry_run() {
-	local cover=/checkout/patches/0000-cover-letter.patch out=/checkout/build/send
-	rm -rf $out
-	git clone -q --shared --no-checkout --branch series "/cache/$1/git" /tmp/send
+	local name=$1 who=$2 cover=$TOP/patches/$1/cover-letter out=/checkout/build/send/$1 prefix revision
+	rm -rf "$out"
+	mkdir -p "$out"
+	export GIT_DIR=$BASE_DIR/git
+	set_stack "$name"
+	unset GIT_DIR GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL GIT_COMMITTER_DATE
+	git clone -q --no-checkout --branch "$name" /tmp/sets /tmp/send
 	cd /tmp/send
-	git fetch -q origin base:base
-	git config user.name "${2% <*}"
-	mail=${2##*<}
+	git config user.name "${who% <*}"
+	mail=${who##*<}
 	git config user.email "${mail%>}"
-	git update-ref --no-deref HEAD base
+	git update-ref refs/heads/below "HEAD~$(set_count "$name")"
+	git update-ref --no-deref HEAD below
 	git symbolic-ref HEAD refs/heads/b4/series
-	git update-ref refs/heads/b4/series base
-	git read-tree base
-	git am -q --empty=drop /checkout/build/series.mbox
+	git update-ref refs/heads/b4/series below
+	git read-tree below
+	git am -q --empty=drop "/checkout/build/$name.mbox"
 	# b4 wants a work tree that is as clean as the empty one here is not.
 	git ls-files -z | git update-index -z --skip-worktree --stdin
 	git config b4.prep-cover-strategy branch-description
 	git config sendemail.smtpserver /bin/false
-	git config branch.b4/series.description "$(
-		git mailinfo /tmp/body /dev/null <$cover | sed -n 's/^Subject: //p'
-		echo
-		sed -n '1,/^$/d; /^[^ ].* ([0-9]*):$/q; p' $cover
-	)"
-	git config branch.b4/series.b4-tracking "{\"series\": {\"revision\": $(series_header revision),
-		\"change-id\": \"$(series_header change-id)\", \"prefixes\": [], \"base-branch\": \"base\"}}"
-	mkdir $out
-	b4 --offline-mode -n --no-stdin send --no-sign -o $out >/tmp/b4.out 2>&1 || { cat /tmp/b4.out; return 1; }
-	tail -n 1 /tmp/b4.out
-	echo
-	echo "Everybody whom the cover letter names gets all of it:"
-	trailers | sed 's/^/  /'
-	echo
-	echo "get_maintainer.pl names, patch by patch:"
-	awk -F'\t' '
+	git config branch.b4/series.description "$(cat "$cover")"
+	prefix=$(set_field "$name" prefix) revision=$(set_field "$name" revision)
+	git config branch.b4/series.b4-tracking "{\"series\": {\"revision\": ${revision:-1},
+		\"change-id\": \"$(set_field "$name" change-id)\", \"prefixes\": [${prefix:+\"$prefix\"}], \"base-branch\": \"below\"}}"
+	b4 --offline-mode -n --no-stdin send --no-sign -o "$out" >/tmp/b4.out 2>&1 || { cat /tmp/b4.out; return 1; }
+	echo "$name: $(tail -n 1 /tmp/b4.out)"
+	echo "  The cover letter names, for all of it:"
+	trailers "$name" | sed 's/^/    /'
+	echo "  get_maintainer.pl names, patch by patch:"
+	recipients "$name" | awk -F'\t' '
 		{ sub(/ <.*/, "", $3); sub(/@.*/, "", $3); if (!($1 in n)) { n[$1]; order[++k] = $1 } list[$1, $2] = list[$1, $2] (list[$1, $2] ? ", " : "") $3 }
-		END { for (i = 1; i <= k; i++) printf "  %s  To: %s  Cc: %s\n", order[i], list[order[i], "To"], list[order[i], "Cc"] }' /checkout/build/recipients
+		END { for (i = 1; i <= k; i++) printf "    %s  To: %s  Cc: %s\n", order[i], list[order[i], "To"], list[order[i], "Cc"] }'
 }
 
 if [ "${1:-}" = inside ]; then
@@ -78,14 +86,18 @@ fi
 
 prepare
 "$TOP/scripts/env.sh"
-base=$(basename "$(readlink -f "$BASE_DIR")")
-case ${1:-} in
-check) enter /checkout/scripts/send.sh inside check ;;
+mode=${1:-} who=
+[ "$mode" != dry-run ] || { who=${2:-}; shift; }
+[ $# = 0 ] || shift
+# shellcheck disable=SC2046 # words
+[ $# != 0 ] || set -- $(set_names)
+case $mode in
+check) enter /checkout/scripts/send.sh inside check "$@" ;;
 dry-run)
-	"$TOP/scripts/export.sh" mbox "${2:-}"
-	enter /checkout/scripts/send.sh inside check
-	enter /checkout/scripts/send.sh inside dry_run "$base" "$2"
+	"$TOP/scripts/export.sh" mbox "$who" "$@"
+	for name; do enter /checkout/scripts/send.sh inside dry_run "$name" "$who"; done
+	enter /checkout/scripts/send.sh inside check "$@"
 	say "nothing was sent; the messages are in build/send"
 	;;
-*) die 'usage: send.sh check | dry-run "Name <mail>"' ;;
+*) die 'usage: send.sh check [SET...] | dry-run "Name <mail>" [SET...]' ;;
 esac

@@ -54,6 +54,7 @@ get_base() {
 	else
 		if [ -e "$KERNEL/.git" ]; then
 			user_git diff --quiet HEAD || warn "changes in $KERNEL that are not committed are left out"
+			user_git rev-parse HEAD >"$tmp/commit"
 			user_git archive HEAD
 		else
 			tar -C "$KERNEL" -c .
