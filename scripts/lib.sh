@@ -14,10 +14,10 @@ BUILD=$TOP/build
 LOGS=$BUILD/logs
 
 key_of() { cat -- "$@" | sha256sum | cut -c1-12; }
-# What a script makes stands in it from its first long step on.
-recipe_of() { sed -n '/^long /,$p' "$TOP/scripts/$1"; }
+# What a script makes stands in it from its first function or long step on.
+recipe_of() { sed -n '/^long \|^[a-z]*() {$/,$p' "$TOP/scripts/$1"; }
 ENV_DIR=$CACHE/env-$(recipe_of env.sh | key_of "$TOP/scripts/packages" -)
-QEMU_DIR=$CACHE/qemu-$(recipe_of qemu.sh | key_of "$TOP/scripts/packages" - "$TOP"/scripts/qemu/{series,*.patch})
+QEMU_DIR=$CACHE/qemu-$(recipe_of qemu.sh | key_of "$TOP/scripts/packages" - "$TOP"/lab/qemu/{series,*.patch,*.mak})
 
 # The base tree in the cache: git (repository), src (the tree that is built), obj,
 # kunit. Named by the version in series.txt, or by what KERNEL= holds.

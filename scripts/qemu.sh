@@ -1,7 +1,8 @@
 #!/bin/bash
-# Build the emulator in the cache: Debian's QEMU 10.0 with the patches of
-# scripts/qemu/ (quilt order), which teach its emulated VT-d to track dirty pages.
-# Prints nothing when it is there already, or when QEMU= names another.
+# Build the emulators in the cache: Debian's QEMU 10.0 with the patches of lab/qemu/
+# (quilt order), which teach its emulated IOMMUs to track dirty pages, for x86_64 and
+# aarch64, with no more devices than lab/qemu/*.mak name.
+# Prints nothing when they are there already, or when QEMU= names another.
 . "$(dirname "$0")/lib.sh"
 [ -z "${QEMU:-}" ] || exit 0
 prepare_unlocked
@@ -21,16 +22,20 @@ long QEMU 6 enter bash -euc '
 	apt-get -q source --download-only "qemu=$version"
 	dpkg-source --no-check -x qemu_*.dsc src
 	cd src
-	for patch in $(sed "/^#/d" /checkout/scripts/qemu/series); do
-		patch -p1 --fuzz=0 <"/checkout/scripts/qemu/$patch"
+	for patch in $(sed "/^#/d" /checkout/lab/qemu/series); do
+		patch -p1 --fuzz=0 <"/checkout/lab/qemu/$patch"
+	done
+	for arch in x86_64 aarch64; do
+		cp /checkout/lab/qemu/$arch.mak configs/devices/$arch-softmmu/lab.mak
 	done
 	mkdir ../obj
 	cd ../obj
-	../src/configure --target-list=x86_64-softmmu --without-default-features --enable-tcg \
-		--enable-system --enable-virtfs --enable-attr --disable-docs --disable-install-blobs
-	ninja -j "$JOBS" qemu-system-x86_64
+	../src/configure --target-list=x86_64-softmmu,aarch64-softmmu --without-default-features \
+		--without-default-devices --with-devices-x86_64=lab --with-devices-aarch64=lab \
+		--enable-tcg --enable-system --enable-fdt=system --disable-docs --disable-install-blobs
+	ninja -j "$JOBS" qemu-system-x86_64 qemu-system-aarch64
 	./qemu-system-x86_64 --version
 ' || die "QEMU could not be built"
 mkdir "$tmp/out"
-mv "$tmp/obj/qemu-system-x86_64" "$tmp/out/"
+mv "$tmp"/obj/qemu-system-{x86_64,aarch64} "$tmp/out/"
 mv "$tmp/out" "$QEMU_DIR"

@@ -1,0 +1,11 @@
+# The devices of the emulator for x86_64: q35, its IOMMUs, two cards; vfio-pci for
+# the machine that lab/migrate runs inside.
+CONFIG_Q35=y
+CONFIG_VTD=y
+CONFIG_AMD_IOMMU=y
+CONFIG_PCIE_PORT=y
+CONFIG_IGB_PCI_EXPRESS=y
+# igb does not link without
+CONFIG_E1000E_PCI_EXPRESS=y
+CONFIG_VFIO=y
+CONFIG_VFIO_PCI=y
