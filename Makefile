@@ -4,10 +4,12 @@
 #              (default: ${XDG_CACHE_HOME:-~/.cache}/vfio-dirty-log)
 # KERNEL=DIR   a kernel tree of yours instead of Debian's linux-source-7.3
 # QEMU=FILE    an emulator of yours instead of the one that is built
+# IOMMU=vtd|amd|smmuv3   make run: whose IOMMU (default: Intel's)
+# ONLY="vtd-hw ..."      make check: these lanes only (scripts/check.sh)
 # MIRROR=URL   a Debian mirror, where the host's apt knows none
 # JOBS=N       parallel jobs (default: as many as there are processors)
 
-export CACHE KERNEL QEMU MIRROR JOBS
+export CACHE KERNEL QEMU IOMMU MIRROR JOBS
 .PHONY: help run check check-series check-hostile bench tree export mbox send-dry-run
 
 help:

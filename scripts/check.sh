@@ -2,8 +2,13 @@
 # Every check, the cheap ones first. The last line on stdout counts them: each check,
 # each KUnit case and each selftest is one. Exit status 0 only if none failed and every
 # group of tests ran some.
+#
+# What takes long runs in lanes side by side: the selftests on each IOMMU, with the
+# hardware's log and with the pessimistic one, and what is named behind them. ONLY="..."
+# runs some of the lanes.
 . "$(dirname "$0")/lib.sh"
 set +e
+lanes=${ONLY:-vtd-hw vtd-pessimistic smmuv3-hw smmuv3-pessimistic amd-hw amd-pessimistic bar KUnit set shellcheck}
 passed=0 failed=0 skipped=0 current=start
 begin=$SECONDS
 
@@ -85,13 +90,14 @@ tap_counts() {
 
 # lane MODE: what runs beside the others; its output, its exit status
 lane() {
+	local -x IOMMU=
 	local command
 	case $1 in
 	bar) command=("$TOP/scripts/bar.sh") ;;
 	set) command=("$TOP/scripts/check-series.sh" set) ;;
 	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh .ci/run') ;;
 	KUnit) command=("$TOP/scripts/kunit.sh") ;;
-	*) command=(boot "$LOGS/vm-$1-check.boot" "$1" check) ;;
+	*) IOMMU=${1%-*} command=(boot "$LOGS/vm-$1-check.boot" "${1#*-}" check) ;;
 	esac
 	"${command[@]}" 2>&1 | tee "$LOGS/vm-$1-check.out" | sed -u "s/^/$1: /"
 	echo "${PIPESTATUS[0]}" >"$LOGS/vm-$1-check.rc"
@@ -102,7 +108,7 @@ lane() {
 lanes() {
 	local mode need left=0
 	for mode; do
-		case $mode in hw | pessimistic | bar) need=5000 ;; *) need=1000 ;; esac
+		case $mode in *-hw | *-pessimistic | bar) need=5000 ;; *) need=1000 ;; esac
 		if [ $need -gt "$left" ]; then
 			wait
 			left=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
@@ -113,7 +119,7 @@ lanes() {
 	wait
 }
 
-# result MODE NAME: what came of it
+# result LANE NAME: what came of it
 result() {
 	local skips
 	current=$2
@@ -139,6 +145,7 @@ result() {
 	if [ -e "$LOGS/vm-$1-check.boot.failed" ]; then
 		say "warning: $2: the emulator failed and was started once more"
 	fi
+	[ "$1" != smmuv3-hw ] || kunit_arm64
 	# shellcheck disable=SC2046 # three words
 	add "$2" $(tap_counts "$LOGS/vm-$1-check.tap")
 	grep -E '^(# )?not ok' "$LOGS/vm-$1-check.tap" | sed 's/^/        /'
@@ -148,6 +155,13 @@ result() {
 		say "$skips" | sed 's/^/        /'
 		failed=$((failed + 1))
 	fi
+}
+
+# The arm64 kernel runs KUnit tests as it boots.
+kunit_arm64() {
+	check "KUnit on arm64" enter /src/linux/tools/testing/kunit/kunit.py parse "/checkout/build/logs/vm-smmuv3-hw-check.console"
+	# shellcheck disable=SC2046 # three words
+	add "KUnit on arm64" $(kunit_counts "$LOGS/check-KUnit-on-arm64.log")
 }
 
 no_device() {
@@ -174,22 +188,28 @@ check "checkpatch.pl --strict --codespell" "$TOP/scripts/checkpatch.sh"
 step "kernel and selftests build" "$TOP/scripts/kernel.sh"
 check "selftests without a device are skipped" no_device
 step "QEMU" "$TOP/scripts/qemu.sh"
-modes=(hw pessimistic)
-if [ -n "${QEMU:-}" ] && ! "$QEMU" -device intel-iommu,help | grep -q x-ssads; then
-	say "skip    selftests, hw dirty log: this QEMU cannot track dirty pages"
+for lane in $lanes; do
+	case $lane in *-hw | *-pessimistic) ;; *) continue ;; esac
+	can_log "${lane%-*}"
+	case $?$lane in 2* | 1*-hw) ;; *) continue ;; esac
+	say "skip    selftests, $lane: this QEMU has no such machine or cannot track dirty pages"
 	skipped=$((skipped + 1))
-	modes=(pessimistic)
-fi
+	lanes=${lanes/$lane/}
+done
 # What is slow to build is built by itself.
-[ -e "$BASE_DIR/obj/kunit/linux" ] || step "KUnit's kernel" long KUnit 8 "$TOP/scripts/kunit.sh"
+if [[ $lanes = *smmuv3* ]]; then step "arm64 kernel and selftests build" "$TOP/scripts/kernel.sh" arm64; fi
+if [[ $lanes = *KUnit* ]] && [ ! -e "$BASE_DIR/obj/kunit/linux" ]; then step "KUnit's kernel" long KUnit 8 "$TOP/scripts/kunit.sh"; fi
 
 current=guests
 rm -f "$LOGS"/vm-*
-long "guests (${modes[*]} bar), KUnit, set" 5 lanes "${modes[@]}" bar KUnit set shellcheck
-for mode in "${modes[@]}"; do
-	result "$mode" "selftests, $mode dirty log"
+say "  lanes: $lanes"
+# shellcheck disable=SC2086 # words
+long lanes 8 lanes $lanes
+for lane in $lanes; do
+	case $lane in
+	bar) result bar "no call of the log costs 3 % more than in scripts/bar.tsv" ;;
+	set) result set "the set: mailbox, b4, quilt, sparse, kernel-doc" ;;
+	KUnit | shellcheck) result "$lane" "$lane" ;;
+	*) result "$lane" "selftests, ${lane/-/, } dirty log" ;;
+	esac
 done
-result bar "no call of the log costs 3 % more than in scripts/bar.tsv"
-result KUnit KUnit
-result set "the set: mailbox, b4, quilt, sparse, kernel-doc"
-result shellcheck shellcheck

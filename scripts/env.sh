@@ -48,18 +48,27 @@ done
 	die "cannot fetch mmdebstrap; see build/logs/mmdebstrap.log"
 
 grep '^Acquire::' "$apt_config" >"$tmp/aptopts"
-packages=$(grep -v '^#' "$TOP/scripts/packages" | tr '\n' ' ')
+packages() { sed -n "/^#/d; $1" "$TOP/scripts/packages" | tr '\n' ' '; }
 export PATH=$tmp/mmdebstrap/usr/bin:$PATH DEBIAN_FRONTEND=noninteractive
 unset APT_CONFIG
-long environment 4 unshare --mount --pid --fork --kill-child --propagation private \
-	mmdebstrap --mode=root --variant=minbase --architectures=amd64 --format=directory \
-	--aptopt="$tmp/aptopts" --dpkgopt=force-unsafe-io --include="$packages" trixie "$tmp/root" \
-	"deb [signed-by=$keyring] $mirror trixie main" \
-	"deb [signed-by=$keyring] $mirror trixie-backports main" \
-	"deb-src [signed-by=$keyring] $mirror trixie main" ||
+debootstrap() {
+	unshare --mount --pid --fork --kill-child --propagation private \
+		mmdebstrap --mode=root --format=directory --aptopt="$tmp/aptopts" "${@:2}" trixie "$1" \
+		"deb [signed-by=$keyring] $mirror trixie main" \
+		"deb [signed-by=$keyring] $mirror trixie-backports main" \
+		"deb-src [signed-by=$keyring] $mirror trixie main"
+}
+long environment 4 debootstrap "$tmp/root" --variant=minbase --architectures=amd64 \
+	--dpkgopt=force-unsafe-io --include="$(packages '/^arm64:/!p')" &&
+	long "arm64 userland" 1 debootstrap "$tmp/root/arm64" --variant=extract --architectures=arm64 \
+		--include="$(packages 's/^arm64: //p')" ||
 	die "the build environment could not be made"
 
 cd "$tmp/root" || exit
+# Of arm64's, what the guest runs, and the one library that the tests are linked with
+rm -rf arm64/usr/share arm64/usr/lib/systemd
+mkdir -p usr/lib/aarch64-linux-gnu
+ln -s /arm64/usr/lib/aarch64-linux-gnu/libuuid.so.1 usr/lib/aarch64-linux-gnu/libuuid.so
 mkdir -p checkout cache src/linux obj
 : >etc/resolv.conf
 printf '[safe]\n\tdirectory = *\n[gc]\n\tauto = 0\n[core]\n\tabbrev = 12\n[init]\n\tdefaultBranch = base\n' >etc/gitconfig

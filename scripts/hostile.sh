@@ -32,7 +32,7 @@ wants() { [[ " $only " = *" $1 "* ]]; }
 vm() {
 	local variant=$1 log=$2 run=$3 limit=$4
 	shift 4
-	tap=$LOGS/vm-$log-$run${variant:+-$variant}.tap
+	tap=$LOGS/vm-vtd-$log-$run${variant:+-$variant}.tap
 	console=${tap%.tap}.console
 	VARIANT=$variant LIMIT=$limit boot "${tap%.tap}.boot" "$log" "$run" "$@" || return 1
 	[ ! -e "${tap%.tap}.boot.failed" ] || warn "the emulator failed and was started once more"
@@ -65,7 +65,7 @@ hostile() {
 		wrong "$name: a test failed, the machine died or the kernel complained"
 	leaks=$(sed -n 's/^# leaks: //p' "$tap")
 	say "# $name: $(complaints) splats, ${leaks:-no} leaks$([ "$2" = debug ] || echo ' looked for'), $(injected) failures injected, $(fuzzed) calls fuzzed, $(raced) s raced"
-	skips=$(unexpected_skips "$3" "$tap")
+	skips=$(unexpected_skips "vtd-$3" "$tap")
 	[ -z "$skips" ] || wrong "$name: skipped: $skips"
 	[ "$(fuzzed)" -ge "$6" ] || wrong "$name: fewer than $6 calls were made"
 	# Two races: all calls, and a migration among them

@@ -2,9 +2,10 @@
 # usage: vm.sh hw|pessimistic check|demo|awake|hostile [NAME=VALUE...]
 #        vm.sh hw measure NAME DIRECTORY COMMANDS
 #
-# Boot the patched kernel with two igb cards behind an emulated VT-d (hw: it tracks
+# Boot the patched kernel with two igb cards behind an emulated IOMMU (hw: it tracks
 # dirty pages, pessimistic: it cannot) and run there what guest.sh has under that name,
-# which finds each NAME=VALUE in its environment. VARIANT=debug|kcsan: the kernel that
+# which finds each NAME=VALUE in its environment. IOMMU=vtd|amd|smmuv3: Intel's (if none is
+# named), AMD's, or Arm's in an arm64 machine. VARIANT=debug|kcsan: the kernel that
 # kernel.sh made under that name. LIMIT=SECONDS, which it may take in all.
 # Prints what the guest prints; the kernel's messages go to build/logs/vm-....console.
 # measure: run COMMANDS, and not the patched kernel, but the one in DIRECTORY below
@@ -13,10 +14,12 @@
 # `awake`, which is there to make it complain, if the guest's was 0.
 . "$(dirname "$0")/lib.sh"
 prepare
-iommu=$1 run=$2
+log=$1 run=$2
 shift 2
 limit=${LIMIT:-900} quiet=150 # seconds: in all, and without a word
-name=vm-$iommu-$run${VARIANT:+-$VARIANT}
+iommu=${IOMMU:-vtd}
+name=vm-$iommu-$log-$run${VARIANT:+-$VARIANT}
+[ "$iommu" != smmuv3 ] || VARIANT=arm64
 kernel=obj${VARIANT:+-$VARIANT}/boot
 initramfs=$kernel
 accel=(-smp 2 -accel "tcg,thread=multi")
@@ -29,26 +32,45 @@ fi
 tap=$LOGS/$name.tap
 console=$LOGS/$name.console
 
-device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
-[ "$iommu" = pessimistic ] || device+=,x-ssads=on
+arch=x86_64 image=bzImage
 # no_timer_check, and ticks that never stop (highres=off): on a busy host the emulated
 # machine loses a timer interrupt now and then. One that comes again and again does no
 # harm by that; a one-shot timer would be waited for until the end of days.
+append="console=ttyS0 no_timer_check nohz=off highres=off"
+case $iommu in
+vtd)
+	device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
+	[ "$log" = pessimistic ] || device+=,x-ssads=on
+	machine=(-machine "q35,kernel-irqchip=split" -cpu max -device "$device")
+	append+=" intel_iommu=on,sm_on"
+	;;
+amd)
+	device=amd-iommu,intremap=on
+	[ "$log" = pessimistic ] || device+=,x-hd=on
+	machine=(-machine "q35,kernel-irqchip=split" -cpu max -device "$device")
+	;;
+smmuv3)
+	# With a device tree: ACPI's tables say that there is no HTTU.
+	machine=(-machine "virt,gic-version=3,iommu=smmuv3,acpi=off" -cpu neoverse-n1)
+	[ "$log" = pessimistic ] || machine+=(-global arm-smmuv3.x-httu=on)
+	arch=aarch64 image=Image append="console=ttyAMA0 vfio_pci.enable_sriov=1"
+	;;
+*) die "IOMMU=$iommu: it is vtd, amd or smmuv3" ;;
+esac
 # shellcheck disable=SC2054 # commas belong to QEMU's options
-machine=("${accel[@]}" -machine q35,kernel-irqchip=split -cpu max -m 4G
-	-device "$device" -net none -vga none -display none -monitor none -no-reboot
+machine+=("${accel[@]}" -m 4G -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
 	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0
-	-append "console=ttyS0 no_timer_check nohz=off highres=off loglevel=7 panic=-1 oops=panic intel_iommu=on,sm_on hugepagesz=1G hugepages=1 run=$run expect=$iommu $*")
+	-append "$append loglevel=7 panic=-1 oops=panic hugepagesz=1G hugepages=1 run=$run iommu=$iommu expect=$log $*")
 
 qemu() {
 	if [ -n "${QEMU:-}" ]; then
 		unshare --pid --fork --kill-child "$QEMU" "${machine[@]}" \
-			-kernel "$BASE_DIR/$kernel/bzImage" -initrd "$BASE_DIR/$initramfs/initramfs" -serial "file:$console" -serial stdio
+			-kernel "$BASE_DIR/$kernel/$image" -initrd "$BASE_DIR/$initramfs/initramfs" -serial "file:$console" -serial stdio
 	else
 		base=/cache/$(basename "$(readlink -f "$BASE_DIR")")
-		enter "/cache/${QEMU_DIR##*/}/qemu-system-x86_64" "${machine[@]}" \
-			-L /usr/share/qemu -L /usr/share/seabios -kernel "$base/$kernel/bzImage" -initrd "$base/$initramfs/initramfs" \
+		enter "/cache/${QEMU_DIR##*/}/qemu-system-$arch" "${machine[@]}" \
+			-L /usr/share/qemu -L /usr/share/seabios -kernel "$base/$kernel/$image" -initrd "$base/$initramfs/initramfs" \
 			-serial "file:/checkout/${console#"$TOP/"}" -serial stdio
 	fi
 }
