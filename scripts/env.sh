@@ -59,14 +59,14 @@ debootstrap() {
 		"deb-src [signed-by=$keyring] $mirror trixie main"
 }
 long environment 4 debootstrap "$tmp/root" --variant=minbase --architectures=amd64 \
-	--dpkgopt=force-unsafe-io --include="$(packages '/^arm64:/!p')" &&
-	long "arm64 userland" 1 debootstrap "$tmp/root/arm64" --variant=extract --architectures=arm64 \
-		--include="$(packages 's/^arm64: //p')" ||
+	--dpkgopt=force-unsafe-io --include="$(packages '/^arm64:/!p')" ||
 	die "the build environment could not be made"
+long "arm64 userland" 1 debootstrap "$tmp/root/arm64" --variant=extract --architectures=arm64 \
+	--include="$(packages 's/^arm64: //p')" || die "the userland for arm64 could not be fetched"
 
 cd "$tmp/root" || exit
 # Of arm64's, what the guest runs, and the one library that the tests are linked with
-rm -rf arm64/usr/share arm64/usr/lib/systemd
+rm -rf arm64/usr/{share,include,src} arm64/usr/lib/aarch64-linux-gnu/{gconv,security}
 mkdir -p usr/lib/aarch64-linux-gnu
 ln -s /arm64/usr/lib/aarch64-linux-gnu/libuuid.so.1 usr/lib/aarch64-linux-gnu/libuuid.so
 mkdir -p checkout cache src/linux obj

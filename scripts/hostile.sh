@@ -32,7 +32,7 @@ wants() { [[ " $only " = *" $1 "* ]]; }
 vm() {
 	local variant=$1 log=$2 run=$3 limit=$4
 	shift 4
-	tap=$LOGS/vm-vtd-$log-$run${variant:+-$variant}.tap
+	tap=$LOGS/vm-$log-$run${variant:+-$variant}.tap
 	console=${tap%.tap}.console
 	VARIANT=$variant LIMIT=$limit boot "${tap%.tap}.boot" "$log" "$run" "$@" || return 1
 	[ ! -e "${tap%.tap}.boot.failed" ] || warn "the emulator failed and was started once more"

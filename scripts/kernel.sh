@@ -91,7 +91,6 @@ long initramfs 1 enter "${with[@]}" bash -euc '
 	if [ $arch = aarch64 ]; then
 		cp -a /arm64/usr $root/
 		ln -s mawk $root/bin/awk
-		[ -e $root/bin/sh ] || ln -s dash $root/bin/sh
 	else
 		/usr/lib/dracut/dracut-install -D $root -l -a bash sh awk mawk basename busybox cat chmod cp cut date dd dirname dmesg echo env \
 			expr false find grep head hostname id kill ln ls mkdir mktemp mount mv nproc printf ps readlink \

@@ -18,7 +18,7 @@ log=$1 run=$2
 shift 2
 limit=${LIMIT:-900} quiet=150 # seconds: in all, and without a word
 iommu=${IOMMU:-vtd}
-name=vm-$iommu-$log-$run${VARIANT:+-$VARIANT}
+name=vm-${IOMMU:+$IOMMU-}$log-$run${VARIANT:+-$VARIANT}
 [ "$iommu" != smmuv3 ] || VARIANT=arm64
 kernel=obj${VARIANT:+-$VARIANT}/boot
 initramfs=$kernel
