@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Dirty log of an IOMMU domain, for users inside the kernel
+ * Dirty log of an IOMMU domain: the rules for calling struct iommu_dirty_ops
  *
  * The IOMMU keeps in each leaf of its page table whether a device has written
  * through it. The leaf is the unit: it is dirty or clean as a whole, however
  * few of its pages were written to or are asked for. For example, with a leaf
  * of 2M at IOVA 4M that is dirty, and a bitmap for 4M..6M-1:
  *
- *   iommu_dirty_log_read(domain, 5M, 4K, bitmap)            sets all 512 bits,
- *   iommu_dirty_log_read(domain, 4M, 4K, bitmap)            sets them again,
- *   iommu_dirty_log_clear(domain, 5M, 4K, bitmap, gather)   sets all 512 bits,
- *   iommu_dirty_log_read(domain, 4M, 4K, bitmap)            sets none.
+ *   iommu_dirty_log_read(domain, 5M, 4K, bitmap)               sets one bit,
+ *   iommu_dirty_log_clear(domain, 5M, 4K, 0, bitmap, gather)   sets all 512,
+ *   iommu_dirty_log_read(domain, 4M, 4K, bitmap)               sets none.
  *
- * After the third call the leaf is clean, and that its pages were written to is
- * known from the bitmap alone. What a smaller bitmap does not cover would be
- * lost. So the log is cleared into a bitmap that covers every leaf touched, and
- * the pages that are to be clean are taken out of that bitmap afterwards. A
- * bitmap for a whole mapping will do: what different iommu_map() calls have
- * mapped never shares a leaf.
+ * After the second call the leaf is clean, and that its pages were written to is
+ * known from the bitmap alone. With a bitmap for 5M..5M+4K-1, the second call
+ * sets one bit and leaves the leaf dirty, as nobody would know about the rest.
+ * So a user who wants single pages clean has a bitmap for the whole mapping,
+ * clears the log into it, and takes these pages out of the bitmap afterwards.
+ * What different iommu_map() calls have mapped never shares a leaf.
  *
  * The IOTLB may have cached that a leaf is dirty, and then a write does not set
  * the dirty state in the leaf again. So a leaf that was cleaned counts as clean
@@ -29,17 +28,15 @@
 #include <linux/iommu.h>
 #include <linux/iommu-dirty-log.h>
 #include <linux/overflow.h>
-#include <linux/printk.h>
-#include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/sizes.h>
 
 /*
- * Bytes that are walked without a chance to reschedule: with 4K leaves less than
- * 100,000 instructions, whatever is dirty. Where a step ends inside a leaf, the
- * next one meets that leaf again. It does no harm, and a leaf of 1G that is
- * recorded 256 times still costs less than as many leaves of 4K.
+ * Bytes that are walked without a chance to reschedule or to be killed: with 4K
+ * leaves up to a million instructions, if every second one is dirty. Where a
+ * step ends inside a leaf, the next one meets that leaf again.
  */
-#define IOMMU_DIRTY_LOG_STEP SZ_4M
+#define IOMMU_DIRTY_LOG_STEP SZ_64M
 
 static int iommu_dirty_log_walk(struct iommu_domain *domain,
 				unsigned long iova, size_t size,
@@ -71,6 +68,9 @@ static int iommu_dirty_log_walk(struct iommu_domain *domain,
 							      flags, dirty);
 		if (ret || end == last)
 			return ret;
+
+		if (fatal_signal_pending(current))
+			return -EINTR;
 
 		iova = end + 1;
 		cond_resched();
@@ -120,23 +120,18 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_start);
  * iommu_dirty_log_stop() - Stop logging what devices write to
  * @domain: Domain that logs
  *
- * What is in the log stays there until it is cleared or the mapping goes. There
- * is no error to handle: a domain that goes on logging costs time, but nothing
- * is lost.
+ * What is in the log stays there until it is cleared or the mapping goes.
  *
  * Context: May sleep. The caller serializes this with iommu_dirty_log_start().
+ * Return: 0 on success, -EOPNOTSUPP if @domain cannot log, or the error of the
+ * IOMMU driver. A domain that goes on logging costs time, but nothing is lost.
  */
-void iommu_dirty_log_stop(struct iommu_domain *domain)
+int iommu_dirty_log_stop(struct iommu_domain *domain)
 {
-	int ret;
-
 	if (!iommu_dirty_log_capable(domain))
-		return;
+		return -EOPNOTSUPP;
 
-	ret = domain->dirty_ops->set_dirty_tracking(domain, false);
-	if (ret)
-		pr_warn_once("iommu: a domain goes on logging dirty pages: %d\n",
-			     ret);
+	return domain->dirty_ops->set_dirty_tracking(domain, false);
 }
 EXPORT_SYMBOL_GPL(iommu_dirty_log_stop);
 
@@ -147,15 +142,13 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_stop);
  * @size: Length of the range, in bytes
  * @bitmap: Where the pages of dirty leaves are recorded
  *
- * Sets in @bitmap the bits of all dirty leaves that have at least one page in
- * the range. The leaves stay dirty. Of a leaf that lies in the range in part,
- * everything that @bitmap covers is recorded; nothing is recorded outside
- * @bitmap.
+ * Sets in @bitmap the bits of all pages in the range whose leaves are dirty. The
+ * leaves stay dirty. What @bitmap does not cover is ignored.
  *
  * Context: May sleep. The caller keeps the range mapped during the call.
  * Return: 0 on success, -EOPNOTSUPP if @domain cannot log, -EINVAL if the range
- * is empty or wraps, or the error of the IOMMU driver, in which case @bitmap is
- * incomplete.
+ * is empty or wraps, -EINTR if the task is being killed, or the error of the
+ * IOMMU driver. On an error @bitmap is incomplete.
  */
 int iommu_dirty_log_read(struct iommu_domain *domain, unsigned long iova,
 			 size_t size, struct iova_bitmap *bitmap)
@@ -173,14 +166,13 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_read);
  * @domain: Domain to read and clean
  * @iova: Start of the range, in bytes
  * @size: Length of the range, in bytes
+ * @flags: Must be 0
  * @bitmap: Where the pages of dirty leaves are recorded, or NULL to discard them
  * @gather: Collects what has to be flushed
  *
- * Like iommu_dirty_log_read(), but the leaves are clean afterwards, as a whole
- * also where they lie in the range only in part. So @bitmap must cover all of
- * every leaf that has a page in the range, or what it does not cover is lost.
- * For a range inside a mapping, a @bitmap for that mapping is large enough: no
- * leaf is shared by two mappings.
+ * Like iommu_dirty_log_read(), but the leaves are clean afterwards. A leaf of
+ * which only a part is in the range is cleaned, and recorded as a whole, if
+ * @bitmap covers all of it. Otherwise it stays dirty.
  *
  * The flush is the caller's, as with iommu_unmap_fast(), so that several ranges
  * of a domain cost one: initialize @gather with iommu_iotlb_gather_init(), call
@@ -189,11 +181,12 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_read);
  * @bitmap, and it comes after an error too.
  *
  * Context: May sleep. The caller keeps the range mapped until the flush.
- * Return: As iommu_dirty_log_read(). On an error some leaves may have been
- * cleaned, and these have been recorded in @bitmap.
+ * Return: As iommu_dirty_log_read(), and -EINVAL for unknown @flags. On an error
+ * some leaves may have been cleaned, and these have been recorded in @bitmap.
  */
 int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
-			  size_t size, struct iova_bitmap *bitmap,
+			  size_t size, unsigned long flags,
+			  struct iova_bitmap *bitmap,
 			  struct iommu_iotlb_gather *gather)
 {
 	struct iommu_dirty_bitmap dirty = {
@@ -201,6 +194,9 @@ int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
 		.gather = gather,
 	};
 
-	return iommu_dirty_log_walk(domain, iova, size, 0, &dirty);
+	if (flags)
+		return -EINVAL;
+
+	return iommu_dirty_log_walk(domain, iova, size, flags, &dirty);
 }
 EXPORT_SYMBOL_GPL(iommu_dirty_log_clear);

@@ -205,16 +205,26 @@ static void user_windows(struct kunit *test)
 	const unsigned long window_bits =
 		PAGE_SIZE / sizeof(struct page *) * PAGE_SIZE * BITS_PER_BYTE;
 	const unsigned long total = window_bits + PAGE_SIZE * BITS_PER_BYTE;
+	const unsigned long size = total + PAGE_SIZE * BITS_PER_BYTE;
+	const struct {
+		unsigned long first, end;
+	} runs[] = {
+		{ 0, 2 },
+		{ window_bits - 30, window_bits + 20 },
+		{ total - 20, total - 10 },
+	};
 	const unsigned long iova = SZ_1M;
 	struct iova_bitmap *bitmap;
 	unsigned long *found;
+	unsigned long end = 0;
 	void __user *buf;
+	unsigned int i;
 
 	if (BITS_PER_LONG < 64 || PAGE_SIZE > SZ_16K)
 		kunit_skip(test, "a window is too large for this machine");
 
-	buf = user_buffer(test, total / BITS_PER_BYTE + PAGE_SIZE);
-	found = kvzalloc(total / BITS_PER_BYTE + PAGE_SIZE, GFP_KERNEL);
+	buf = user_buffer(test, size / BITS_PER_BYTE);
+	found = kvzalloc(size / BITS_PER_BYTE, GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, found);
 
 	bitmap = iova_bitmap_alloc(iova, (total - 10) * SZ_4K, SZ_4K, buf);
@@ -229,24 +239,17 @@ static void user_windows(struct kunit *test)
 	iova_bitmap_set(bitmap, iova + (window_bits - 30) * SZ_4K, 50 * SZ_4K);
 	iova_bitmap_free(bitmap);
 
-	if (copy_from_user(found, buf, total / BITS_PER_BYTE + PAGE_SIZE)) {
+	if (copy_from_user(found, buf, size / BITS_PER_BYTE)) {
 		kvfree(found);
 		KUNIT_FAIL_AND_ABORT(test, "the bitmap cannot be read");
 	}
-	KUNIT_EXPECT_EQ(test, find_first_bit(found, total), 0);
-	KUNIT_EXPECT_EQ(test, find_next_zero_bit(found, total, 0), 2);
-	KUNIT_EXPECT_EQ(test, find_next_bit(found, total, 2), window_bits - 30);
-	KUNIT_EXPECT_EQ(test,
-			find_next_zero_bit(found, total, window_bits - 30),
-			window_bits + 20);
-	KUNIT_EXPECT_EQ(test, find_next_bit(found, total, window_bits + 20),
-			total - 20);
-	KUNIT_EXPECT_EQ(test, find_next_zero_bit(found, total, total - 20),
-			total - 10);
-	KUNIT_EXPECT_EQ(test,
-			find_next_bit(found, total + PAGE_SIZE * BITS_PER_BYTE,
-				      total - 10),
-			total + PAGE_SIZE * BITS_PER_BYTE);
+	for (i = 0; i < ARRAY_SIZE(runs); i++) {
+		KUNIT_EXPECT_EQ(test, find_next_bit(found, size, end),
+				runs[i].first);
+		end = find_next_zero_bit(found, size, runs[i].first);
+		KUNIT_EXPECT_EQ(test, end, runs[i].end);
+	}
+	KUNIT_EXPECT_EQ(test, find_next_bit(found, size, end), size);
 	kvfree(found);
 }
 

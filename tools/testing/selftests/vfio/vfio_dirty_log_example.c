@@ -71,26 +71,12 @@ static bool is_dirty(struct region *r, uint64_t page)
 	return r->bitmap[page / 64] >> (page % 64) & 1;
 }
 
-/* Copy what is dirty. Returns the number of pages, or -errno. */
-static int64_t copy_dirty(struct region *r)
+/* Copy the pages in the bitmap. Returns their number, or -errno. */
+static int64_t copy_pages(struct region *r)
 {
 	uint64_t first, n, page, dirty;
 	int64_t copied = 0;
 	int ret;
-
-	/* The bits of pages that are not mapped stay as they are here */
-	memset(r->bitmap, 0, (r->npages + 63) / 64 * 8);
-
-	ret = dirty_pages(r, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP_NOCLEAR,
-			  0, r->npages);
-	if (ret)
-		return ret;
-
-	/*
-	 * A VMM ORs in what KVM logged, the writes of the vCPUs, now and not
-	 * before: the call has written the bit of each mapped page, 0 or 1. It
-	 * clears in KVM's log below, too, what it copies.
-	 */
 
 	for (first = 0; first < r->npages; first += n) {
 		n = r->npages - first;
@@ -119,6 +105,28 @@ static int64_t copy_dirty(struct region *r)
 	return copied;
 }
 
+/* Copy what is dirty. Returns the number of pages, or -errno. */
+static int64_t copy_dirty(struct region *r)
+{
+	int ret;
+
+	/* The bits of pages that are not mapped stay as they are here */
+	memset(r->bitmap, 0, (r->npages + 63) / 64 * 8);
+
+	ret = dirty_pages(r, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP_NOCLEAR,
+			  0, r->npages);
+	if (ret)
+		return ret;
+
+	/*
+	 * A VMM ORs in what KVM logged, the writes of the vCPUs, now and not
+	 * before: the call has written the bit of each mapped page, 0 or 1. It
+	 * clears in KVM's log, too, what it copies.
+	 */
+
+	return copy_pages(r);
+}
+
 /* stop() returns once no device has DMA in flight. 0 or -errno. */
 static int migrate(struct region *r, void (*stop)(void *opaque), void *opaque)
 {
@@ -130,15 +138,16 @@ static int migrate(struct region *r, void (*stop)(void *opaque), void *opaque)
 	if (ret)
 		return ret;
 
-	/* What was written before is not: copy all of it */
-	memcpy(r->dst, r->src, r->npages * r->pgsize);
+	/*
+	 * What was written before is not: copy all of it, and clear it as in
+	 * every round, or what is written before its copy is copied twice.
+	 */
+	memset(r->bitmap, 0xff, (r->npages + 63) / 64 * 8);
+	ret = copy_pages(r);
 
 	/* A pessimistic log stays at all pages: rounds would be for nothing */
-	for (round = 0; r->precise && round < MAX_ROUNDS; round++) {
+	for (round = 0; r->precise && round < MAX_ROUNDS && ret > FEW_PAGES; round++)
 		ret = copy_dirty(r);
-		if (ret <= FEW_PAGES)
-			break;
-	}
 
 	/* Nobody writes any more: this is the rest */
 	if (ret >= 0) {

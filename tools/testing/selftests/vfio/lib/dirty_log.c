@@ -27,20 +27,6 @@ static int container_ioctl(struct iommu *iommu, unsigned long cmd, void *arg)
 	return ioctl(container_fd(iommu), cmd, arg) ? -errno : 0;
 }
 
-void *dirty_log_memory(u64 size)
-{
-	const int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_ANONYMOUS;
-	void *vaddr;
-
-	vaddr = mmap(NULL, ALIGN(size, SZ_2M), prot,
-		     flags | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0);
-	if (vaddr == MAP_FAILED)
-		vaddr = mmap(NULL, size, prot, flags, -1, 0);
-	VFIO_ASSERT_NE(vaddr, MAP_FAILED);
-
-	return vaddr;
-}
-
 int iommu_check_extension(struct iommu *iommu, unsigned long extension)
 {
 	int ret;
@@ -79,7 +65,6 @@ int __iommu_dirty_log_info(struct iommu *iommu, struct iommu_dirty_log_info *log
 		.pgsize = cap->pgsize_bitmap,
 		.max_bitmap_size = cap->max_dirty_bitmap_size,
 		.iova_pgsizes = info->iova_pgsizes,
-		.flags = cap->flags,
 	};
 
 	free(info);
@@ -136,8 +121,8 @@ static void dirty_log_bitmap_init(struct iommu *iommu, u64 size, const void *dat
 	};
 }
 
-static int dirty_log_bitmap(struct iommu *iommu, u32 flag, iova_t iova, u64 size,
-			    const void *data)
+int __iommu_dirty_log_bitmap(struct iommu *iommu, u32 flag, iova_t iova, u64 size,
+			     const void *data)
 {
 	struct vfio_iommu_type1_dirty_bitmap_get range = {
 		.iova = iova,
@@ -149,26 +134,6 @@ static int dirty_log_bitmap(struct iommu *iommu, u32 flag, iova_t iova, u64 size
 	return __iommu_dirty_log_ioctl(iommu,
 				       sizeof(struct vfio_iommu_type1_dirty_bitmap) + sizeof(range),
 				       flag, &range);
-}
-
-int __iommu_dirty_log_get(struct iommu *iommu, iova_t iova, u64 size, void *bitmap)
-{
-	return dirty_log_bitmap(iommu, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
-				iova, size, bitmap);
-}
-
-int __iommu_dirty_log_get_noclear(struct iommu *iommu, iova_t iova, u64 size,
-				  void *bitmap)
-{
-	return dirty_log_bitmap(iommu, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP_NOCLEAR,
-				iova, size, bitmap);
-}
-
-int __iommu_dirty_log_clear(struct iommu *iommu, iova_t iova, u64 size,
-			    const void *bitmap)
-{
-	return dirty_log_bitmap(iommu, VFIO_IOMMU_DIRTY_PAGES_FLAG_CLEAR_BITMAP,
-				iova, size, bitmap);
 }
 
 int __iommu_unmap_ioctl(struct iommu *iommu, u32 flags, iova_t iova, u64 size,

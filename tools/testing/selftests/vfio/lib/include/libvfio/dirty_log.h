@@ -22,14 +22,27 @@
  */
 #define DIRTY_LOG_BITMAP_BYTES(_nbits)	((((u64)(_nbits) + 63) / 64) * 8)
 
+#define DIRTY_LOG_START		VFIO_IOMMU_DIRTY_PAGES_FLAG_START
+#define DIRTY_LOG_STOP		VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP
+#define DIRTY_LOG_GET		VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP
+#define DIRTY_LOG_NOCLEAR	VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP_NOCLEAR
+#define DIRTY_LOG_CLEAR		VFIO_IOMMU_DIRTY_PAGES_FLAG_CLEAR_BITMAP
+
 static inline bool bit_get(const void *bitmap, u64 bit)
 {
 	return ((const u8 *)bitmap)[bit / 8] & (1 << (bit % 8));
 }
 
+static inline void bit_put(void *bitmap, u64 bit, bool value)
+{
+	u8 *byte = (u8 *)bitmap + bit / 8;
+
+	*byte = value ? *byte | (1 << (bit % 8)) : *byte & ~(1 << (bit % 8));
+}
+
 static inline void bit_set(void *bitmap, u64 bit)
 {
-	((u8 *)bitmap)[bit / 8] |= 1 << (bit % 8);
+	bit_put(bitmap, bit, true);
 }
 
 struct iommu_dirty_log_info {
@@ -44,9 +57,6 @@ struct iommu_dirty_log_info {
 
 	/* Every page size that all IOMMUs of the container can map. */
 	u64 iova_pgsizes;
-
-	/* The capability's flags as they were read. */
-	u32 flags;
 };
 
 /*
@@ -73,17 +83,6 @@ static inline void iommu_dirty_log_info(struct iommu *iommu,
  *  - Returns what the ioctl returned, errors as -errno.
  */
 int iommu_check_extension(struct iommu *iommu, unsigned long extension);
-
-/*
- * dirty_log_memory() - Shared memory of @size bytes that, mapped at the IOVA of
- * an odd page, gets an IOPTE for each page.
- *
- * Some IOMMUs have leaves of every power of two, for what is contiguous and
- * aligned in memory and IOVA alike. Memory of large pages has even pages in even
- * places. Where there are none it is of small pages, which is good enough for
- * IOMMUs with leaves of 4 KiB and 2 MiB.
- */
-void *dirty_log_memory(u64 size);
 
 /*
  * __iommu_dirty_log_ioctl() - One VFIO_IOMMU_DIRTY_PAGES call, nothing filled
@@ -121,60 +120,42 @@ static inline void iommu_dirty_log_stop(struct iommu *iommu)
 }
 
 /*
- * get() - Read the pages of [@iova, @iova + @size) into @bitmap and make them
- * clean.
+ * bitmap() - Make the call @flag, which is one of
+ *
+ *  DIRTY_LOG_GET: read the pages of [@iova, @iova + @size) and make them clean.
+ *  DIRTY_LOG_NOCLEAR: read them, and leave every page as dirty as it is.
+ *  DIRTY_LOG_CLEAR: make those pages clean whose bits are set in @bitmap.
  *
  * Guarantees:
- *  - The bit of each mapped page of the range is written, 0 or 1.
- *  - Every other bit of @bitmap is left as it was.
+ *  - A call that reads writes the bit of each mapped page of the range, 0 or 1.
+ *    Every other bit of @bitmap is left as it was.
+ *  - DMA that writes to a page after the call that made it clean makes it dirty
+ *    again. So clear a page first and copy it then.
+ *  - CLEAR makes no other page clean, not even a neighbour that the IOMMU maps by
+ *    the same entry. Bits of pages that are not mapped are ignored.
  *  - On an error every page is at least as dirty as before.
- *  - Fails with -EINVAL if the range covers only a part of some mapping.
+ *  - GET fails with -EINVAL if the range covers only a part of some mapping. The
+ *    other two take any range.
  */
-int __iommu_dirty_log_get(struct iommu *iommu, iova_t iova, u64 size, void *bitmap);
+int __iommu_dirty_log_bitmap(struct iommu *iommu, u32 flag, iova_t iova, u64 size,
+			     const void *bitmap);
 
 static inline void iommu_dirty_log_get(struct iommu *iommu, iova_t iova,
 				       u64 size, void *bitmap)
 {
-	VFIO_ASSERT_EQ(__iommu_dirty_log_get(iommu, iova, size, bitmap), 0);
+	VFIO_ASSERT_EQ(__iommu_dirty_log_bitmap(iommu, DIRTY_LOG_GET, iova, size, bitmap), 0);
 }
-
-/*
- * get_noclear() - Read the pages of [@iova, @iova + @size) into @bitmap.
- *
- * Guarantees:
- *  - As get(), but every page stays as dirty as it is.
- *  - The range may start and end anywhere, also inside a mapping.
- */
-int __iommu_dirty_log_get_noclear(struct iommu *iommu, iova_t iova, u64 size,
-				  void *bitmap);
 
 static inline void iommu_dirty_log_get_noclear(struct iommu *iommu, iova_t iova,
 					       u64 size, void *bitmap)
 {
-	VFIO_ASSERT_EQ(__iommu_dirty_log_get_noclear(iommu, iova, size, bitmap), 0);
+	VFIO_ASSERT_EQ(__iommu_dirty_log_bitmap(iommu, DIRTY_LOG_NOCLEAR, iova, size, bitmap), 0);
 }
-
-/*
- * clear() - Make those pages of [@iova, @iova + @size) clean whose bits are set
- * in @bitmap.
- *
- * Guarantees:
- *  - DMA that writes to such a page after the call makes it dirty again. So
- *    clear a page first and copy it then.
- *  - No other page becomes clean, not even a neighbour that the IOMMU maps by
- *    the same entry.
- *  - Bits of pages that are not mapped are ignored, and pages that an emulated
- *    device has pinned stay dirty.
- *  - The range may start and end anywhere, also inside a mapping.
- *  - On an error every page is at least as dirty as before.
- */
-int __iommu_dirty_log_clear(struct iommu *iommu, iova_t iova, u64 size,
-			    const void *bitmap);
 
 static inline void iommu_dirty_log_clear(struct iommu *iommu, iova_t iova,
 					 u64 size, const void *bitmap)
 {
-	VFIO_ASSERT_EQ(__iommu_dirty_log_clear(iommu, iova, size, bitmap), 0);
+	VFIO_ASSERT_EQ(__iommu_dirty_log_bitmap(iommu, DIRTY_LOG_CLEAR, iova, size, bitmap), 0);
 }
 
 /*
@@ -197,12 +178,6 @@ int __iommu_unmap_ioctl(struct iommu *iommu, u32 flags, iova_t iova, u64 size,
  */
 int __iommu_unmap_get_dirty(struct iommu *iommu, struct dma_region *region,
 			    void *bitmap, u64 *unmapped);
-
-static inline void iommu_unmap_get_dirty(struct iommu *iommu,
-					 struct dma_region *region, void *bitmap)
-{
-	VFIO_ASSERT_EQ(__iommu_unmap_get_dirty(iommu, region, bitmap, NULL), 0);
-}
 
 /*
  * vaddr_invalidate() and vaddr_update() - Take the process' virtual address away
