@@ -18,18 +18,17 @@ shown="drivers include tools Documentation"
 
 # format SET ARGUMENT...: git format-patch of a set
 format() {
-	local set=$1 prefix revision
+	local name=$1 prefix revision
 	shift
-	prefix=$(set_field "$set" prefix) revision=$(set_field "$set" revision)
+	prefix=$(set_field "$name" prefix) revision=$(set_field "$name" revision)
 	git format-patch --quiet --numbered --no-signature --no-renames --abbrev=12 --stat=72 --base=base \
-		--subject-prefix="PATCH${prefix:+ $prefix}${revision:+ v$revision}" "$@" "$set~$(set_count "$set")..$set"
+		--subject-prefix="PATCH${prefix:+ $prefix}${revision:+ v$revision}" "$@" "$(set_range "$name")"
 }
 
-inside_export() {
+inside_export() { # REPOSITORY
 	local name f
-	export GIT_DIR=$1 GIT_INDEX_FILE=/tmp/index
-	# shellcheck disable=SC2046 # words
-	set_stack $(set_names)
+	sets_in /tmp/sets "$1"
+	export GIT_INDEX_FILE=/tmp/index
 	awk '/^$/ { exit } { print }' "$TOP/series.txt" >"$out/series.txt"
 	for name in $(set_names); do
 		{ echo && set_line "$name"; } >>"$out/series.txt"
@@ -51,27 +50,26 @@ inside_export() {
 }
 
 # The recipients stand at the end of the letter, and become headers of all messages.
-inside_mbox() {
-	local name=$2 who=$3 cover=$TOP/patches/$2/cover-letter to=() line
-	[ -s "$cover" ] || die "patches/$name/cover-letter is not there"
-	export GIT_DIR=$1 GIT_INDEX_FILE=/tmp/index
-	set_stack "$name"
+inside_mbox() { # "Name <mail>" SET...
+	local who=$1 name cover to line
+	sets_in /tmp/sets
 	export GIT_COMMITTER_NAME="${who% <*}" GIT_COMMITTER_EMAIL="${who##*<}"
 	GIT_COMMITTER_EMAIL=${GIT_COMMITTER_EMAIL%>}
 	unset GIT_COMMITTER_DATE
-	while read -r line; do
-		case $line in To:*) to+=("--to=${line#*: }") ;; *) to+=("--cc=${line#*: }") ;; esac
-	done < <(grep -E '^(To|Cc): ' "$cover")
-	sed -E '/^(To|Cc): /d' "$cover" >/tmp/cover
-	format "$name" --cover-letter --cover-from-description=subject --description-file=/tmp/cover \
-		"${to[@]}" --signoff --from="$who" --thread=shallow --stdout |
-		sed "s/^base-commit: .*/base-commit: $(cat "$BASE_DIR/commit" 2>/dev/null || git rev-parse base)/" >"$TOP/build/$name.mbox"
+	for name in "${@:2}"; do
+		cover=$TOP/patches/$name/cover-letter to=()
+		[ -s "$cover" ] || die "patches/$name/cover-letter is not there"
+		while read -r line; do
+			case $line in To:*) to+=("--to=${line#*: }") ;; *) to+=("--cc=${line#*: }") ;; esac
+		done < <(grep -E '^(To|Cc): ' "$cover")
+		sed -E '/^(To|Cc): /d' "$cover" >/tmp/cover
+		format "$name" --cover-letter --cover-from-description=subject --description-file=/tmp/cover \
+			"${to[@]}" --signoff --from="$who" --thread=shallow --stdout |
+			sed "s/^base-commit: .*/base-commit: $(cat "$BASE_DIR/commit" 2>/dev/null || git rev-parse base)/" >"$BUILD/$name.mbox"
+		say "build/$name.mbox: $(grep -c '^Subject: \[' "$BUILD/$name.mbox") messages"
+	done
 }
-
-if [ "${1:-}" = inside ]; then
-	"inside_$2" "${@:3}"
-	exit
-fi
+inside_or_go_on "$@"
 
 mode=${1:-write}
 if [ "$mode" = write ]; then prepare_unlocked; else prepare; fi
@@ -95,10 +93,10 @@ mbox)
 	[ $# != 0 ] || set -- $(set_names)
 	"$TOP/scripts/tree.sh" apply
 	for name; do
-		set_line "$name" >/dev/null || die "there is no set $name: $(set_names | tr '\n' ' ')"
-		enter /checkout/scripts/export.sh inside mbox "$repo" "$name" "$who" || die "$name could not be formatted"
-		say "build/$name.mbox: $(grep -c '^Subject: \[' "$BUILD/$name.mbox") messages"
+		set_line "$name" >/dev/null || die "there is no set $name: $(set_names | tr '
+' ' ')"
 	done
+	inside mbox "$who" "$@" || die "the mailbox could not be formatted"
 	exit
 	;;
 *) die "usage: export.sh [check | mbox 'Name <mail>' [SET...]]" ;;
@@ -107,7 +105,7 @@ esac
 tmp=$out # removed at the end
 rm -rf "$out"
 mkdir -p "$out"
-enter /checkout/scripts/export.sh inside export "$repo" || die "the series could not be formatted"
+inside export "$repo" || die "the series could not be formatted"
 differ=0
 for part in patches series.txt $shown MAINTAINERS.snippet; do
 	if [ "$mode" = check ]; then

@@ -178,3 +178,12 @@ can_log() {
 
 # enter COMMAND...: run a command in the environment, as enter.sh has it.
 enter() { "$TOP/scripts/enter.sh" "$@"; }
+
+# inside FUNCTION [ARG...]: a script runs its own inside_FUNCTION in the environment, if it
+# ends its functions with a line `inside_or_go_on "$@"`.
+inside() { enter "/checkout/scripts/${0##*/}" inside "$@"; }
+inside_or_go_on() {
+	[ "${1:-}" = inside ] || return 0
+	"inside_$2" "${@:3}"
+	exit
+}

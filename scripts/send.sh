@@ -42,47 +42,46 @@ inside_check() {
 	return $rc
 }
 
-# The set as `b4 prep` would have it: cover letter and tracking in git's configuration.
-inside_dry_run() {
-	local name=$1 who=$2 cover=$TOP/patches/$1/cover-letter out=/checkout/build/send/$1 prefix revision
-	rm -rf "$out"
-	mkdir -p "$out"
-	export GIT_DIR=$BASE_DIR/git
-	set_stack "$name"
-	unset GIT_DIR GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL GIT_COMMITTER_DATE
-	git clone -q --no-checkout --branch "$name" /tmp/sets /tmp/send
-	cd /tmp/send
-	git config user.name "${who% <*}"
+# Each set as `b4 prep` would have it: cover letter and tracking in git's configuration.
+inside_dry_run() { # "Name <mail>" SET...
+	local name who=$1 mail out prefix revision
 	mail=${who##*<}
-	git config user.email "${mail%>}"
-	git update-ref refs/heads/below "HEAD~$(set_count "$name")"
-	git update-ref --no-deref HEAD below
-	git symbolic-ref HEAD refs/heads/b4/series
-	git update-ref refs/heads/b4/series below
-	git read-tree below
-	git am -q --empty=drop "/checkout/build/$name.mbox"
-	# b4 wants a work tree that is as clean as the empty one here is not.
-	git ls-files -z | git update-index -z --skip-worktree --stdin
-	git config b4.prep-cover-strategy branch-description
-	git config sendemail.smtpserver /bin/false
-	git config branch.b4/series.description "$(cat "$cover")"
-	prefix=$(set_field "$name" prefix) revision=$(set_field "$name" revision)
-	git config branch.b4/series.b4-tracking "{\"series\": {\"revision\": ${revision:-1},
-		\"change-id\": \"$(set_field "$name" change-id)\", \"prefixes\": [${prefix:+\"$prefix\"}], \"base-branch\": \"below\"}}"
-	b4 --offline-mode -n --no-stdin send --no-sign -o "$out" >/tmp/b4.out 2>&1 || { cat /tmp/b4.out; return 1; }
-	echo "$name: $(tail -n 1 /tmp/b4.out)"
-	echo "  The cover letter names, for all of it:"
-	trailers "$name" | sed 's/^/    /'
-	echo "  get_maintainer.pl names, patch by patch:"
-	recipients "$name" | awk -F'\t' '
-		{ sub(/ <.*/, "", $3); sub(/@.*/, "", $3); if (!($1 in n)) { n[$1]; order[++k] = $1 } list[$1, $2] = list[$1, $2] (list[$1, $2] ? ", " : "") $3 }
-		END { for (i = 1; i <= k; i++) printf "    %s  To: %s  Cc: %s\n", order[i], list[order[i], "To"], list[order[i], "Cc"] }'
+	sets_in /tmp/sets
+	unset GIT_DIR GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL GIT_COMMITTER_DATE
+	for name in "${@:2}"; do
+		out=$BUILD/send/$name
+		rm -rf "$out" /tmp/send
+		mkdir -p "$out"
+		git clone -q --no-checkout --branch "$name" /tmp/sets /tmp/send
+		cd /tmp/send
+		git config user.name "${who% <*}"
+		git config user.email "${mail%>}"
+		git update-ref refs/heads/below "HEAD~$(set_count "$name")"
+		git update-ref --no-deref HEAD below
+		git symbolic-ref HEAD refs/heads/b4/series
+		git update-ref refs/heads/b4/series below
+		git read-tree below
+		git am -q --empty=drop "$BUILD/$name.mbox"
+		# b4 wants a work tree that is as clean as the empty one here is not.
+		git ls-files -z | git update-index -z --skip-worktree --stdin
+		git config b4.prep-cover-strategy branch-description
+		git config sendemail.smtpserver /bin/false
+		git config branch.b4/series.description "$(cat "$TOP/patches/$name/cover-letter")"
+		prefix=$(set_field "$name" prefix) revision=$(set_field "$name" revision)
+		git config branch.b4/series.b4-tracking "{\"series\": {\"revision\": ${revision:-1},
+			\"change-id\": \"$(set_field "$name" change-id)\", \"prefixes\": [${prefix:+\"$prefix\"}], \"base-branch\": \"below\"}}"
+		b4 --offline-mode -n --no-stdin send --no-sign -o "$out" >/tmp/b4.out 2>&1 || { cat /tmp/b4.out; return 1; }
+		echo "$name: $(tail -n 1 /tmp/b4.out)"
+		echo "  The cover letter names, for all of it:"
+		trailers "$name" | sed 's/^/    /'
+		echo "  get_maintainer.pl names, patch by patch:"
+		recipients "$name" | awk -F'\t' '
+			{ sub(/ <.*/, "", $3); sub(/@.*/, "", $3); if (!($1 in n)) { n[$1]; order[++k] = $1 } list[$1, $2] = list[$1, $2] (list[$1, $2] ? ", " : "") $3 }
+			END { for (i = 1; i <= k; i++) printf "    %s  To: %s  Cc: %s\n", order[i], list[order[i], "To"], list[order[i], "Cc"] }'
+	done
 }
 
-if [ "${1:-}" = inside ]; then
-	"inside_$2" "${@:3}"
-	exit
-fi
+inside_or_go_on "$@"
 
 prepare
 "$TOP/scripts/env.sh"
@@ -92,11 +91,11 @@ mode=${1:-} who=
 # shellcheck disable=SC2046 # words
 [ $# != 0 ] || set -- $(set_names)
 case $mode in
-check) enter /checkout/scripts/send.sh inside check "$@" ;;
+check) inside check "$@" ;;
 dry-run)
 	"$TOP/scripts/export.sh" mbox "$who" "$@"
-	for name; do enter /checkout/scripts/send.sh inside dry_run "$name" "$who"; done
-	enter /checkout/scripts/send.sh inside check "$@"
+	inside dry_run "$who" "$@"
+	inside check "$@"
 	say "nothing was sent; the messages are in build/send"
 	;;
 *) die 'usage: send.sh check [SET...] | dry-run "Name <mail>" [SET...]' ;;

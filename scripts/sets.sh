@@ -1,5 +1,5 @@
-# The sets of the series, as series.txt names them: for what runs in the environment, with
-# GIT_DIR set. A set's line is
+# The sets of the series, as series.txt names them: for what runs in the environment. A
+# set's line is
 #   # NAME [prefix=RFC] [revision=N] [needs=SET,...] [change-id=ID]
 # and its patches stand below it, in the folder NAME. `needs` are the sets, in order, that
 # it stands on; a set without it stands on the base alone.
@@ -12,9 +12,8 @@ set_field() { set_line "$1" | tr ' ' '\n' | sed -n "s/^$2=//p" | tr ',' ' '; }
 # set_map: a line for each commit of base..series, "SET COMMIT". A commit is in the set
 # that has a patch of its subject, or of its change, and else in that of the one before.
 set_map() {
-	local p slug c id name="" was="" order
+	local p slug c id name was order=0
 	declare -A by_slug by_id rank
-	order=0
 	for name in $(set_names); do rank[$name]=$((order++)); done
 	name=$(set_names | head -n 1)
 	while read -r p; do
@@ -41,36 +40,46 @@ set_map() {
 	done
 }
 
-# set_stack NAME...: make GIT_DIR a clone of its own, in /tmp, in which each set has a
-# branch: the base, the sets that it needs, and itself. set_count NAME: its patches.
-set_stack() {
+# sets_in DIR [REPOSITORY]: DIR becomes GIT_DIR, a clone in which each set has a branch:
+# the base, the sets that it needs, and itself. What does not apply is named.
+sets_in() {
 	local name part new
-	git clone -q --bare --shared "$GIT_DIR" /tmp/sets
-	export GIT_DIR=/tmp/sets
+	[ -d "$1" ] || git clone -q --bare --shared "${2:-$BASE_DIR/git}" "$1"
+	export GIT_DIR=$1
 	# Same name and date everywhere, so that a commit has the same hash everywhere.
 	export GIT_COMMITTER_NAME=series GIT_COMMITTER_EMAIL=series@localhost GIT_COMMITTER_DATE="2026-01-01 00:00:00 +0000"
 	set_map >/tmp/set-map
-	for name; do
-		git branch -q "$name" base
+	for name in $(set_names); do
+		git update-ref "refs/heads/$name" base
 		for part in $(set_field "$name" needs) "$name"; do
 			[ "$(set_count "$part")" != 0 ] || continue
-			git branch -q -f part "$(set_commits "$part" | tail -n 1)"
+			git update-ref refs/heads/part "$(set_commits "$part" | tail -n 1)"
 			new=$(git replay --onto "$name" "$(set_commits "$part" | head -n 1)~..part" |
 				sed -nE 's,^update refs/heads/part ([^ ]*) .*,\1,p') || set_conflict "$name" "$part"
-			git branch -q -f "$name" "$new"
+			git update-ref "refs/heads/$name" "$new"
 		done
 	done
 }
+set_commits() { sed -n "s/^$1 //p" /tmp/set-map; }
+set_count() { set_commits "$1" | wc -l; }
+set_range() { echo "$1~$(set_count "$1")..$1"; }
+
 # set_conflict NAME PART: name the patch of PART that does not apply to the branch NAME
 set_conflict() {
 	local c
-	GIT_INDEX_FILE=/tmp/sets/conflict
-	export GIT_INDEX_FILE
+	export GIT_INDEX_FILE=/tmp/conflict
 	git read-tree "$1"
 	for c in $(set_commits "$2"); do
 		git diff-tree -p --full-index "$c" | git apply --cached || die "$1: \"$(git show -s --format=%s "$c")\" needs a set that its line in series.txt does not name"
 	done
 	die "$1: $2 cannot be put on what it needs"
 }
-set_commits() { sed -n "s/^$1 //p" /tmp/set-map; }
-set_count() { set_commits "$1" | wc -l; }
+
+# bare_tree COMMIT: an empty work tree in /tmp/am with the index of COMMIT: git am needs
+# the files that it touches only.
+bare_tree() {
+	rm -rf /tmp/am /tmp/am.index
+	mkdir /tmp/am && cd /tmp/am || return
+	export GIT_WORK_TREE=/tmp/am GIT_INDEX_FILE=/tmp/am.index
+	git update-ref --no-deref HEAD "$1" && git read-tree "$1"
+}
