@@ -172,8 +172,8 @@ can_log() {
 	smmuv3) device=arm-smmuv3,x-httu machine=virt ;;
 	esac
 	[ -n "${QEMU:-}" ] || return 0
-	"$QEMU" -machine help | grep -q "^$machine " || return 2
-	"$QEMU" -device "${device%,*},help" | grep -q "${device#*,}"
+	"$QEMU" -machine help | grep "^$machine " >/dev/null || return 2
+	"$QEMU" -device "${device%,*},help" | grep "${device#*,}" >/dev/null
 }
 
 # enter COMMAND...: run a command in the environment, as enter.sh has it.

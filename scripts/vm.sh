@@ -19,7 +19,7 @@ shift 2
 limit=${LIMIT:-900} quiet=150 # seconds: in all, and without a word
 iommu=${IOMMU:-vtd}
 name=vm-${IOMMU:+$IOMMU-}$log-$run${VARIANT:+-$VARIANT}
-[ "$iommu" != smmuv3 ] || VARIANT=arm64
+[ "$iommu" != smmuv3 ] || VARIANT=arm64${VARIANT:+-$VARIANT}
 kernel=obj${VARIANT:+-$VARIANT}/boot
 initramfs=$kernel
 accel=(-smp 2 -accel "tcg,thread=multi")
