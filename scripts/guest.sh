@@ -1,8 +1,8 @@
 #!/bin/bash
 # The guest's first process (/init of the initramfs). The kernel's messages go to the
 # first serial port; this script's output, TAP, to the second. The kernel hands over
-# run=check, demo, awake, hostile or measure (commands="..."), iommu=vtd, amd or smmuv3,
-# and expect=hw or expect=pessimistic, from its command line.
+# run=check, demo, awake, hostile, migrate or measure (commands="..."), iommu=vtd, amd or
+# smmuv3, and expect=hw or expect=pessimistic, from its command line.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C TMPDIR=/tmp
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -66,6 +66,10 @@ export VFIO_DIRTY_LOG_EXPECT=${expect:-}
 case ${run:-check} in
 demo)
 	VFIO_DIRTY_LOG_VERBOSE=1 ./vfio_dirty_log_test -t show
+	leave $?
+	;;
+migrate)
+	/migrate/guest.sh
 	leave $?
 	;;
 measure)

@@ -17,7 +17,7 @@ key_of() { cat -- "$@" | sha256sum | cut -c1-12; }
 # What a script makes stands in it from its first function or long step on.
 recipe_of() { sed -n '/^long \|^[a-z]*() {$/,$p' "$TOP/scripts/$1"; }
 ENV_DIR=$CACHE/env-$(recipe_of env.sh | key_of "$TOP/scripts/packages" -)
-QEMU_DIR=$CACHE/qemu-$(recipe_of qemu.sh | key_of "$TOP/scripts/packages" - "$TOP"/lab/qemu/{series,*.patch,*.mak})
+QEMU_DIR=$CACHE/qemu-$(recipe_of qemu.sh | key_of "$TOP/scripts/packages" - "$TOP"/lab/qemu/*.mak "$TOP"/{lab/qemu,qemu}/{series,*.patch} "$TOP/lab/migrate/mutant.patch")
 
 # The base tree in the cache: git (repository), src (the tree that is built), obj,
 # kunit. Named by the version in series.txt, or by what KERNEL= holds.

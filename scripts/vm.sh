@@ -1,5 +1,5 @@
 #!/bin/bash
-# usage: vm.sh hw|pessimistic check|demo|awake|hostile [NAME=VALUE...]
+# usage: vm.sh hw|pessimistic check|demo|awake|hostile|migrate [NAME=VALUE...]
 #        vm.sh hw measure NAME DIRECTORY COMMANDS
 #
 # Boot the patched kernel with two igb cards behind an emulated IOMMU (hw: it tracks
@@ -23,6 +23,7 @@ name=vm-${IOMMU:+$IOMMU-}$log-$run${VARIANT:+-$VARIANT}
 kernel=obj${VARIANT:+-$VARIANT}/boot
 initramfs=$kernel
 accel=(-smp 2 -accel "tcg,thread=multi")
+[ "$run" != migrate ] || initramfs=obj/migrate
 if [ "$run" = measure ]; then
 	name=vm-$1 kernel=$2 initramfs=obj/boot
 	set -- "commands=\"$3\""
