@@ -48,7 +48,11 @@ vtd)
 amd)
 	device=amd-iommu,intremap=on
 	[ "$log" = pessimistic ] || device+=,x-hd=on
-	machine=(-machine "q35,kernel-irqchip=split" -cpu max -device "$device")
+	# 0000:04:01.0's DMA comes with the requester ID of an alias, 04:00.0.
+	# shellcheck disable=SC2054 # commas belong to QEMU's options
+	machine=(-machine "q35,kernel-irqchip=split" -cpu max -device "$device"
+		-device pcie-root-port,id=rp3,slot=3,chassis=3 -device pcie-pci-bridge,id=pci,bus=rp3
+		-device igb,bus=pci,addr=1,rombar=0)
 	;;
 smmuv3)
 	# With a device tree: ACPI's tables say that there is no HTTU.
