@@ -10,7 +10,7 @@
 # JOBS=N       parallel jobs (default: as many as there are processors)
 
 export CACHE KERNEL QEMU IOMMU MIRROR JOBS
-.PHONY: help run check check-series check-hostile bench migrate tree export mbox send-dry-run
+.PHONY: help run check check-series check-hostile bench migrate mutants tree export mbox send-dry-run
 
 help:
 	@echo 'make run      build everything, boot it, show the dirty log of a real DMA device'
@@ -19,6 +19,7 @@ help:
 	@echo 'make check-hostile   the dirty log under debug kernels: starved, fuzzed, raced'
 	@echo 'make bench    what the log costs, beside mainline; what a migration sends'
 	@echo 'make migrate  a virtual machine with an assigned card moves from one QEMU to another'
+	@echo 'make mutants  faults planted in the kernel, and the tests that have to find them'
 	@echo 'make tree     base + series as a git branch in build/linux: edit there'
 	@echo 'make export   that branch back into patches/, series.txt and the exported files'
 	@echo 'make mbox [SET=6-dirty-log] SIGNOFF="Name <mail>"   build/SET.mbox, as one would send it'
@@ -39,6 +40,9 @@ bench:
 
 migrate:
 	@scripts/migrate.sh
+
+mutants:
+	@scripts/mutants.sh
 
 check-hostile:
 	@scripts/hostile.sh
