@@ -77,6 +77,10 @@ measure)
 	bash -ec "${commands:-}"
 	leave $?
 	;;
+mutants)
+	/mutants/run
+	leave $?
+	;;
 hostile)
 	# tests=PROGRAM[:ARGUMENT...],... and, for them, VFIO_DIRTY_LOG_... in the environment
 	# The host looks whether the machine still runs; a test may be silent for hours.
