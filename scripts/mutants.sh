@@ -42,11 +42,25 @@ long "kernels with ${#names[@]} faults" 5 enter bash -euc '
 	cd /src/linux
 	new=/tmp/new objects=/cache/$1
 	declare="#ifndef mutant\nextern unsigned int mutant_nr;\n#define mutant(_nr) unlikely(READ_ONCE(mutant_nr) == (_nr))\n#endif"
-	for file in drivers/iommu/iommu.c $(sed -n "s,^+++ b/,,p" /checkout/build/mutants/diffs/*.diff | sort -u); do
-		[ -e "$new/$file" ] || install -D -m 644 "$file" "$new/$file"
-	done
+	install -D -m 644 drivers/iommu/iommu.c $new/drivers/iommu/iommu.c
+	# Each is a diff against the tree without the others: hunk by hunk, from the end of a
+	# file to its beginning, line numbers stay right.
 	for diff in /checkout/build/mutants/diffs/*.diff; do
-		patch -s -p1 -d $new <"$diff" || { echo "does not apply: $diff" && exit 1; }
+		for file in $(sed -n "s,^+++ b/,,p" "$diff"); do
+			install -D -m 644 "$file" "/tmp/one/$file"
+			install -D -m 644 "$file" "$new/$file"
+		done
+		patch -s -p1 -d /tmp/one <"$diff" || { echo "does not apply: $diff" && exit 1; }
+		for file in $(sed -n "s,^+++ b/,,p" "$diff"); do
+			mkdir -p "/tmp/hunks/$file"
+			diff -U0 "$file" "/tmp/one/$file" | awk -v dir="/tmp/hunks/$file" "
+				/^@@/ { split(\$2, at, /[-,]/); out = sprintf(\"%s/%07d\", dir, at[2]); print \"--- a\n+++ b\" >out }
+				out { print >out }" || :
+		done
+	done
+	find /tmp/hunks -type f | sort -r | while read -r hunk; do
+		file=${hunk#/tmp/hunks/}
+		patch -s -F0 "$new/${file%/*}" <"$hunk" || { echo "two faults in one place: $hunk" && exit 1; }
 	done
 	for file in $(cd $new && find . -name "*.[ch]"); do
 		sed -i "1i $declare" "$new/$file"
