@@ -26,7 +26,7 @@ arm64)
 *) configs+=(kernel-x86_64.config) ;;
 esac
 key=$(cat "$BASE_DIR/git/refs/heads/series")-$(cd "$TOP/scripts" &&
-	key_of packages env.sh kernel.sh guest.sh "${configs[@]}" $splat)
+	key_of packages env.sh kernel.sh guest.sh "${configs[@]}" $splat ../lab/stress/{Makefile,*.c,modules/*})
 if [ "$(cat "$boot/key" 2>/dev/null)" = "$key" ]; then
 	say "the $name is built already"
 	exit 0
@@ -72,7 +72,10 @@ long "$name" "$about" enter "${with[@]}" bash -euc '
 	cp $obj/vmlinux.symvers $obj/Module.symvers
 	make -s O=$obj headers
 	rm -rf $obj/install
-	make -s -C tools/testing/selftests O=$obj KDIR=$obj TARGETS=vfio -j "$JOBS" INSTALL_PATH=$obj/install install
+	# Dependencies on headers of another series would stop make.
+	rm -rf $obj/kselftest
+	make -s -C tools/testing/selftests O=$obj TARGETS=vfio -j "$JOBS" INSTALL_PATH=$obj/install install
+	make -s -C /checkout/lab/stress LINUX=/src/linux BUILD=$obj KDIR=$obj KHDR=$obj/usr/include
 	if [ -n "$splat" ]; then
 		rm -rf $obj/splat
 		mkdir $obj/splat
