@@ -1,4 +1,4 @@
-# The devices of the emulator for x86_64: q35, its IOMMUs, two cards; vfio-pci for
+# The devices of the emulator for x86_64: q35, its IOMMUs, cards, bridges; vfio-pci for
 # the machine that lab/migrate runs inside.
 CONFIG_Q35=y
 CONFIG_VTD=y
@@ -9,3 +9,5 @@ CONFIG_IGB_PCI_EXPRESS=y
 CONFIG_E1000E_PCI_EXPRESS=y
 CONFIG_VFIO=y
 CONFIG_VFIO_PCI=y
+CONFIG_PCI_BRIDGE=y
+CONFIG_PCIE_PCI_BRIDGE=y
