@@ -25,6 +25,7 @@
 #include <linux/bitops.h>
 #include <linux/bug.h>
 #include <linux/export.h>
+#include <linux/generic_pt/iommu.h>
 #include <linux/iommu.h>
 #include <linux/iommu-dirty-log.h>
 #include <linux/overflow.h>
@@ -166,13 +167,18 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_read);
  * @domain: Domain to read and clean
  * @iova: Start of the range, in bytes
  * @size: Length of the range, in bytes
- * @flags: Must be 0
+ * @flags: 0 or IOMMU_DIRTY_SPLIT
  * @bitmap: Where the pages of dirty leaves are recorded, or NULL to discard them
  * @gather: Collects what has to be flushed
  *
  * Like iommu_dirty_log_read(), but the leaves are clean afterwards. A leaf of
  * which only a part is in the range is cleaned, and recorded as a whole, if
  * @bitmap covers all of it. Otherwise it stays dirty.
+ *
+ * With IOMMU_DIRTY_SPLIT a dirty leaf is first replaced by leaves of the smallest
+ * size as far as it lies in the range, and the rest of it stays dirty. So what
+ * is written from then on is logged by these. Where that is not possible, the
+ * leaf is treated as without the flag. See iommu_dirty_log_merge().
  *
  * The flush is the caller's, as with iommu_unmap_fast(), so that several ranges
  * of a domain cost one: initialize @gather with iommu_iotlb_gather_init(), call
@@ -194,9 +200,35 @@ int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
 		.gather = gather,
 	};
 
-	if (flags)
+	if (flags & ~IOMMU_DIRTY_SPLIT)
 		return -EINVAL;
 
 	return iommu_dirty_log_walk(domain, iova, size, flags, &dirty);
 }
 EXPORT_SYMBOL_GPL(iommu_dirty_log_clear);
+
+/**
+ * iommu_dirty_log_merge() - Undo IOMMU_DIRTY_SPLIT
+ * @domain: Domain whose leaves were split
+ * @iova: Start of the range, in bytes
+ * @size: Length of the range, in bytes
+ * @gather: Collects what has to be flushed
+ *
+ * Leaves in the range that have been split become what they were, and dirty as a
+ * whole. Only leaves that lie inside the range are put together, so a range of
+ * one mapping, or of several, never makes a leaf that sticks out of it. Does
+ * nothing if @domain cannot split.
+ *
+ * Context: May sleep. The caller excludes everything else that uses the range,
+ * iommu_iova_to_phys() and the other functions here among it: page tables are
+ * freed when the caller flushes @gather.
+ */
+void iommu_dirty_log_merge(struct iommu_domain *domain, unsigned long iova,
+			   size_t size, struct iommu_iotlb_gather *gather)
+{
+	struct pt_iommu *pt = iommupt_from_domain(domain);
+
+	if (pt && pt->ops->merge_range)
+		pt->ops->merge_range(pt, iova, size, gather);
+}
+EXPORT_SYMBOL_GPL(iommu_dirty_log_merge);

@@ -20,5 +20,7 @@ int iommu_dirty_log_clear(struct iommu_domain *domain, unsigned long iova,
 			  size_t size, unsigned long flags,
 			  struct iova_bitmap *bitmap,
 			  struct iommu_iotlb_gather *gather);
+void iommu_dirty_log_merge(struct iommu_domain *domain, unsigned long iova,
+			   size_t size, struct iommu_iotlb_gather *gather);
 
 #endif /* _LINUX_IOMMU_DIRTY_LOG_H */
