@@ -93,7 +93,7 @@ lane() {
 	local -x IOMMU=
 	local command
 	case $1 in
-	bar) command=("$TOP/scripts/bar.sh") ;;
+	bar) command=("$TOP/scripts/bench.sh" compare) ;;
 	set) command=("$TOP/scripts/check-series.sh" set) ;;
 	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh .ci/run') ;;
 	KUnit) command=("$TOP/scripts/kunit.sh") ;;
@@ -207,7 +207,7 @@ say "  lanes: $lanes"
 long lanes 8 lanes $lanes
 for lane in $lanes; do
 	case $lane in
-	bar) result bar "no call of the log costs 3 % more than in scripts/bar.tsv" ;;
+	bar) result bar "no call of the log costs 3 % more than in scripts/perf-baseline.tsv" ;;
 	set) result set "the set: mailbox, b4, quilt, sparse, kernel-doc" ;;
 	KUnit | shellcheck) result "$lane" "$lane" ;;
 	*) result "$lane" "selftests, ${lane/-/, } dirty log" ;;

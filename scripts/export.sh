@@ -41,7 +41,7 @@ inside_export() { # REPOSITORY
 		xargs -0 -r git --work-tree="$out" checkout series --
 	git diff --no-renames --diff-filter=a --name-only base series | while read -r f; do
 		case $f in
-		MAINTAINERS) git diff -U0 base series -- $f | sed -n '/^+++/d; s/^+//p' >"$out/$f.snippet" ;;
+		MAINTAINERS) git diff -U0 base series -- "$f" | sed -n '/^+++/d; s/^+//p' >"$out/$f.snippet" ;;
 		*) mkdir -p "$out/${f%/*}" && git diff --no-renames --abbrev=12 base series -- "$f" >"$out/$f.diff" ;;
 		esac
 	done
