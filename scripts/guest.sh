@@ -37,17 +37,31 @@ leaks() {
 }
 
 if [ "${run:-}" = awake ]; then
-	# Each detector is given something to find. A report of KASAN's turns lockdep off.
-	what=(lockdep kasan ubsan_bounds ubsan_shift atomic_sleep list leak hung_task soft_lockup)
-	[ "${kcsan:-}" != 1 ] || what=(kcsan)
+	# Each detector is given something to find, by the kernel's own modules where there is
+	# one. A report of KASAN's turns lockdep off, so it comes last.
 	[ ! -e /sys/kernel/debug/kmemleak ] || echo clear >/sys/kernel/debug/kmemleak
 	echo 1 >/proc/sys/kernel/watchdog_thresh
 	echo 2 >/proc/sys/kernel/hung_task_timeout_secs
-	for what in "${what[@]}"; do
-		echo "# splat: $what"
-		busybox insmod /splat.ko what="$what"
-		busybox rmmod splat
-	done
+	cd /modules || leave 1
+	echo "${kunit:-}" >/sys/module/kunit/parameters/filter_glob
+	while read -r module arguments; do
+		[ -e "$module.ko" ] || continue
+		echo "# $module $arguments"
+		# shellcheck disable=SC2086 # words
+		busybox insmod "$module.ko" $arguments
+		busybox rmmod "$module"
+	done <<-'END'
+		splat what=lockdep
+		splat what=atomic_sleep
+		splat what=list
+		test_ubsan
+		kmemleak-test
+		test_lockup time_secs=8 disable_preempt=1
+		test_lockup time_secs=8 state=D
+		kasan_test
+		torture
+		kcsan_test
+	END
 	[ ! -e /sys/kernel/debug/kmemleak ] || echo "# leaks: $(leaks)"
 	leave 0
 fi

@@ -3,7 +3,8 @@
 #
 # kernel-debug.config: memory errors, locks, leaks, undefined behaviour, tasks that hang,
 # and fault injection. kernel-kcsan.config: data races. Each is first booted to prove that
-# its detectors are awake: splat.c does one thing wrong for each of them. Then the tests
+# its detectors are awake: the kernel's own test modules, and splat.c where there is none,
+# do one thing wrong for each of them. Then the tests
 # run, with the hardware's log and with the pessimistic one. A complaint of the kernel, a
 # leak, a failed test or a number that is too small fails the run.
 #
@@ -80,16 +81,16 @@ if wants awake || wants hw || wants pessimistic; then "$TOP/scripts/kernel.sh" d
 if wants kcsan; then "$TOP/scripts/kernel.sh" kcsan; fi
 
 if wants awake; then
-	vm debug hw awake 900 || wrong "the detectors' boot did not end well"
-	awake KASAN 'BUG: KASAN: slab-out-of-bounds in kasan\+.*\[splat\]'
-	awake "UBSAN, bounds" 'UBSAN: array-index-out-of-bounds in .*splat\.c'
-	awake "UBSAN, shift" 'UBSAN: shift-out-of-bounds in .*splat\.c'
+	vm debug hw awake 900 kunit=kasan.kmalloc_oob_right || wrong "the detectors' boot did not end well"
+	awake lockdep 'WARNING: possible circular locking dependency detected'
 	awake DEBUG_ATOMIC_SLEEP 'BUG: sleeping function called from invalid context at .*splat\.c'
 	awake DEBUG_LIST 'list_add (corruption|double add)'
+	awake "UBSAN, bounds" 'UBSAN: array-index-out-of-bounds in .*test_ubsan\.c'
+	awake "UBSAN, shift" 'UBSAN: shift-out-of-bounds in .*test_ubsan\.c'
 	awake kmemleak '^# leaks: [1-9]'
-	awake "hung task" 'INFO: task .* blocked for more than'
 	awake "soft lockup" 'BUG: soft lockup - CPU#'
-	awake lockdep 'WARNING: possible circular locking dependency detected'
+	awake "hung task" 'INFO: task .* blocked for more than'
+	awake KASAN 'BUG: KASAN: slab-out-of-bounds in kmalloc_oob_right'
 fi
 
 all=fail_nth,race_test,module_test,test,migration_test,fuzz_test
@@ -140,8 +141,8 @@ kcsan_ours() {
 }
 
 if wants kcsan; then
-	vm kcsan hw awake 900 kcsan=1 || wrong "KCSAN's boot did not end well"
-	awake KCSAN 'BUG: KCSAN: data-race in (kcsan|racer) \[splat\]'
+	vm kcsan hw awake 900 kunit=kcsan.test_basic || wrong "KCSAN's boot did not end well"
+	awake KCSAN 'BUG: KCSAN: data-race in test_kernel_(read|write)'
 	say "booting: KCSAN"
 	calls=${DEBUG_CALLS:-50000} raced=${SECONDS_RACED:-600}
 	hostile KCSAN kcsan hw 7200 race_test:-r:race.all,race_test:-r:race.migration,module_test,test,fuzz_test $((calls / 5)) $((raced / 5))

@@ -77,6 +77,8 @@ long "$name" "$about" enter "${with[@]}" bash -euc '
 	make -s -C tools/testing/selftests O=$obj TARGETS=vfio -j "$JOBS" INSTALL_PATH=$obj/install install
 	make -s -C /checkout/lab/stress LINUX=/src/linux BUILD=$obj KDIR=$obj KHDR=$obj/usr/include
 	if [ -n "$splat" ]; then
+		# What the detectors are tried with: the modules of their own, and one of ours
+		make O=$obj -j "$JOBS" "${args[@]}" modules
 		rm -rf $obj/splat
 		mkdir $obj/splat
 		cp /checkout/scripts/splat.c $obj/splat/
@@ -102,7 +104,8 @@ long initramfs 1 enter "${with[@]}" bash -euc '
 		find $obj/install/vfio -type f -perm /100 -print0 | xargs -0 /usr/lib/dracut/dracut-install -D $root -l
 	fi
 	rm -rf $root/obj $root/cache
-	if [ -e $obj/splat/splat.ko ]; then cp $obj/splat/splat.ko $root/; fi
+	mkdir $root/modules
+	if [ -n "$splat" ]; then find $obj/{kernel,lib,mm,samples,splat} -name "*.ko" -exec cp {} $root/modules/ \;; fi
 	install -m 755 /checkout/scripts/guest.sh $root/init
 	cd $root
 	mkdir $obj/boot.tmp
