@@ -185,6 +185,7 @@ else
 	check "make export changes nothing" "$TOP/scripts/export.sh" check
 fi
 check "checkpatch.pl --strict --codespell" "$TOP/scripts/checkpatch.sh"
+check "README's map" "$TOP/scripts/check-readme.sh"
 step "kernel and selftests build" "$TOP/scripts/kernel.sh"
 check "selftests without a device are skipped" no_device
 step "QEMU" "$TOP/scripts/qemu.sh"
@@ -208,7 +209,7 @@ long lanes 8 lanes $lanes
 for lane in $lanes; do
 	case $lane in
 	bar) result bar "no call of the log costs 3 % more than in scripts/perf-baseline.tsv" ;;
-	set) result set "the set: mailbox, b4, quilt, sparse, kernel-doc" ;;
+	set) result set "each set: mailbox, recipients, quilt, sparse, kernel-doc" ;;
 	KUnit | shellcheck) result "$lane" "$lane" ;;
 	*) result "$lane" "selftests, ${lane/-/, } dirty log" ;;
 	esac
