@@ -10,41 +10,34 @@
 . "$(dirname "$0")/lib.sh"
 . "$TOP/scripts/sets.sh"
 
-recipients() { # SET, at the tip: NUMBER<tab>To|Cc<tab>ADDRESS
-	local gm="perl scripts/get_maintainer.pl --nogit --nogit-fallback --nofixes --norolestats" p n
-	cd /src/linux
-	for p in $(patches | grep "^$1/"); do
-		n=${p##*/} n=${n%%-*}
-		$gm --nol --nor "$TOP/patches/$p" | sed "s/^/$n\tTo\t/"
-		$gm --nom "$TOP/patches/$p" | sed "s/^/$n\tCc\t/"
-	done | tr -d '"'
+named() { # get_maintainer.pl of these patches, in the tree at the tip
+	(cd /src/linux && perl scripts/get_maintainer.pl --nogit --nogit-fallback --nofixes --norolestats "$@") | tr -d '"'
 }
+trailers() { grep -E '^(To|Cc): ' "$TOP/patches/$1/cover-letter"; }
 
-trailers() { grep -E '^(To|Cc): ' "$TOP/patches/$1/cover-letter" | tr -d '"'; }
-
-inside_check() {
-	local name rc=0
+inside_check() { # SET...
+	local name line rc=0
 	for name; do
 		if [ ! -s "$TOP/patches/$name/cover-letter" ]; then
 			echo "$name has no cover letter"
 			rc=1
 			continue
 		fi
-		recipients "$name" >"/tmp/recipients.$name"
 		# A mailbox is a mailbox, whatever name stands before it.
-		cut -f3 "/tmp/recipients.$name" | grep -vixFf <(trailers "$name" | sed 's/^...: *//') | sort -u >/tmp/lacking || :
+		named "$TOP/patches/$name"/*.patch >/tmp/named
 		while read -r line; do
 			trailers "$name" | grep -qiF "$(grep -oE '[^ <>]+@[^ <>]+' <<<"$line")" || { echo "$name: the cover letter lacks $line" && rc=1; }
-		done </tmp/lacking
+		done </tmp/named
 		grep -q '^Disclosure: ' "$TOP/patches/$name/cover-letter" || { echo "$name: the cover letter lacks a line \"Disclosure: ...\"" && rc=1; }
+		trailers "$name" >>/tmp/trailers
 	done
-	[ $rc != 0 ] || echo "$# cover letters, $(cat /tmp/recipients.* | cut -f3 | sort -u | wc -l) recipients"
+	[ $rc != 0 ] || echo "$# cover letters, $(cut -c5- /tmp/trailers | sort -u | wc -l) recipients"
 	return $rc
 }
 
 # Each set as `b4 prep` would have it: cover letter and tracking in git's configuration.
 inside_dry_run() { # "Name <mail>" SET...
-	local name who=$1 mail out prefix revision
+	local name who=$1 mail out patch prefix revision
 	mail=${who##*<}
 	sets_in /tmp/sets
 	unset GIT_DIR GIT_COMMITTER_NAME GIT_COMMITTER_EMAIL GIT_COMMITTER_DATE
@@ -75,9 +68,9 @@ inside_dry_run() { # "Name <mail>" SET...
 		echo "  The cover letter names, for all of it:"
 		trailers "$name" | sed 's/^/    /'
 		echo "  get_maintainer.pl names, patch by patch:"
-		recipients "$name" | awk -F'\t' '
-			{ sub(/ <.*/, "", $3); sub(/@.*/, "", $3); if (!($1 in n)) { n[$1]; order[++k] = $1 } list[$1, $2] = list[$1, $2] (list[$1, $2] ? ", " : "") $3 }
-			END { for (i = 1; i <= k; i++) printf "    %s  To: %s  Cc: %s\n", order[i], list[order[i], "To"], list[order[i], "Cc"] }'
+		for patch in "$TOP/patches/$name"/*.patch; do
+			printf '    %.4s  %s\n' "${patch##*/}" "$(named "$patch" | sed 's/ <.*//; s/@.*//' | paste -sd, | sed 's/,/, /g')"
+		done
 	done
 }
 
