@@ -6,6 +6,7 @@
 # QEMU=FILE    an emulator of yours instead of the one that is built
 # IOMMU=vtd|amd|smmuv3   make run: whose IOMMU (default: Intel's)
 # ONLY="vtd-hw ..."      make check: these lanes only (scripts/check.sh)
+# SET=N-NAME   check-series, mbox, send-dry-run: this set only (default: all, one by one)
 # MIRROR=URL   a Debian mirror, where the host's apt knows none
 # JOBS=N       parallel jobs (default: as many as there are processors)
 
@@ -15,7 +16,7 @@ export CACHE KERNEL QEMU IOMMU MIRROR JOBS
 help:
 	@echo 'make run      build everything, boot it, show the dirty log of a real DMA device'
 	@echo 'make check    every check and test; the last line counts them'
-	@echo 'make check-series   every patch alone: a table, a row a patch, a column a check'
+	@echo 'make check-series [SET=...]   every set alone, every patch of it: a table, a row a patch'
 	@echo 'make check-hostile   the dirty log under debug kernels: starved, fuzzed, raced'
 	@echo 'make bench    what the log costs, beside mainline; what a migration sends'
 	@echo 'make migrate  a virtual machine with an assigned card moves from one QEMU to another'
@@ -33,7 +34,7 @@ check:
 	@scripts/check.sh
 
 check-series:
-	@scripts/check-series.sh
+	@scripts/check-series.sh $(SET)
 
 bench:
 	@scripts/bench.sh
