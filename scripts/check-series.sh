@@ -218,7 +218,8 @@ inside_kernel_doc() {
 	export GIT_DIR=$BASE_DIR/git
 	mapfile -t files < <(git diff --name-only base series | grep -E '^(drivers|include)/.*\.[ch]$')
 	printf '%s\n' '/**' ' * planted() - One argument is described' ' * @a: this one' ' */' 'int planted(int a, int b)' '{' '	return a + b;' '}' >/tmp/planted.c
-	/src/linux/tools/docs/kernel-doc -none -Wall /tmp/planted.c 2>&1 | grep -q "Warning:.*'b'" || { echo "kernel-doc does not see a planted mistake"; return 1; }
+	/src/linux/tools/docs/kernel-doc -none -Wall /tmp/planted.c >/tmp/said 2>&1
+	grep -q "Warning:.*'b'" /tmp/said || { echo "kernel-doc does not see a planted mistake"; return 1; }
 	kernel_doc base "${files[@]}" >/tmp/kd.base
 	kernel_doc series "${files[@]}" >/tmp/kd.series
 	news /tmp/kd.base /tmp/kd.series
@@ -237,7 +238,8 @@ inside_sparse() {
 	echo 'obj-m := planted.o' >/tmp/planted/Kbuild
 	printf '%s\n' 'int planted(int __user *p);' 'int planted(int __user *p)' '{' '	return *p;' '}' >/tmp/planted/planted.c
 	export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=vfio KBUILD_BUILD_HOST=vfio
-	make "${args[@]}" M=/tmp/planted planted.o 2>&1 | grep -q '^sparse:.*dereference of noderef' || { echo "sparse does not see a planted mistake"; return 1; }
+	make "${args[@]}" M=/tmp/planted planted.o >/tmp/said 2>&1
+	grep -q '^sparse:.*dereference of noderef' /tmp/said || { echo "sparse does not see a planted mistake"; return 1; }
 	# shellcheck disable=SC2086 # words
 	make "${args[@]}" $o 2>&1 | tee /tmp/said
 	echo "$(wc -w <<<"$o") files, $(grep -c '^sparse:' /tmp/said) reports"
