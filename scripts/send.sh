@@ -25,13 +25,13 @@ inside_check() { # SET...
 		fi
 		# A mailbox is a mailbox, whatever name stands before it.
 		named "$TOP/patches/$name"/*.patch >/tmp/named
+		trailers "$name" >/tmp/trailers
 		while read -r line; do
-			trailers "$name" | grep -qiF "$(grep -oE '[^ <>]+@[^ <>]+' <<<"$line")" || { echo "$name: the cover letter lacks $line" && rc=1; }
+			grep -qiF "$(grep -oE '[^ <>]+@[^ <>]+' <<<"$line")" /tmp/trailers || { echo "$name: the cover letter lacks $line" && rc=1; }
 		done </tmp/named
 		grep -q '^Disclosure: ' "$TOP/patches/$name/cover-letter" || { echo "$name: the cover letter lacks a line \"Disclosure: ...\"" && rc=1; }
-		trailers "$name" >>/tmp/trailers
 	done
-	[ $rc != 0 ] || echo "$# cover letters, $(cut -c5- /tmp/trailers | sort -u | wc -l) recipients"
+	[ $rc != 0 ] || echo "the cover letters of $# sets have everybody"
 	return $rc
 }
 
