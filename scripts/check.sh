@@ -8,7 +8,7 @@
 # runs some of the lanes.
 . "$(dirname "$0")/lib.sh"
 set +e
-lanes=${ONLY:-vtd-hw vtd-pessimistic smmuv3-hw smmuv3-pessimistic amd-hw amd-pessimistic bar KUnit set shellcheck}
+lanes=${ONLY:-vtd-hw vtd-pessimistic smmuv3-hw smmuv3-pessimistic amd-hw amd-pessimistic bar migrate KUnit set shellcheck}
 passed=0 failed=0 skipped=0 current=start
 begin=$SECONDS
 
@@ -95,7 +95,8 @@ lane() {
 	case $1 in
 	bar) command=("$TOP/scripts/bench.sh" compare) ;;
 	set) command=("$TOP/scripts/check-series.sh" set) ;;
-	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh .ci/run') ;;
+	migrate) command=("$TOP/scripts/migrate.sh" short) ;;
+	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh lab/migrate/*.sh .ci/run') ;;
 	KUnit) command=("$TOP/scripts/kunit.sh") ;;
 	*) IOMMU=${1%-*} command=(boot "$LOGS/vm-$1-check.boot" "${1#*-}" check) ;;
 	esac
@@ -108,7 +109,7 @@ lane() {
 lanes() {
 	local mode need left=0
 	for mode; do
-		case $mode in *-hw | *-pessimistic | bar) need=5000 ;; *) need=1000 ;; esac
+		case $mode in *-hw | *-pessimistic | bar | migrate) need=5000 ;; *) need=1000 ;; esac
 		if [ $need -gt "$left" ]; then
 			wait
 			left=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
@@ -136,6 +137,12 @@ result() {
 	current=
 	case $1 in
 	bar | set | shellcheck) return ;;
+	migrate)
+		[ -s "$LOGS/migrate.tap" ] || return
+		# shellcheck disable=SC2046 # three words
+		add "$2" $(tap_counts "$LOGS/migrate.tap")
+		return
+		;;
 	KUnit)
 		# shellcheck disable=SC2046 # three words
 		add KUnit $(kunit_counts "$LOGS/vm-KUnit-check.out")
@@ -210,6 +217,7 @@ for lane in $lanes; do
 	case $lane in
 	bar) result bar "no call of the log costs 3 % more than in scripts/perf-baseline.tsv" ;;
 	set) result set "each set: mailbox, recipients, quilt, sparse, kernel-doc" ;;
+	migrate) result migrate "a virtual machine with an assigned card migrates" ;;
 	KUnit | shellcheck) result "$lane" "$lane" ;;
 	*) result "$lane" "selftests, ${lane/-/, } dirty log" ;;
 	esac

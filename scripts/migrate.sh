@@ -45,7 +45,11 @@ long "migration's initramfs" 1 enter bash -euc '
 
 : >"$LOGS/migrate.tap"
 rc=0
-LIMIT=${LIMIT:-7200} boot "$LOGS/migrate.tap" hw migrate || rc=1
+for log in hw pessimistic; do
+	grep -q "^$log" "$plan" || continue
+	LIMIT=${LIMIT:-7200} boot "$LOGS/migrate-$log.tap" $log migrate || rc=1
+	cat "$LOGS/migrate-$log.tap" >>"$LOGS/migrate.tap"
+done
 {
 	printf 'name\tmode\tleaf\tpattern\tseed\toutcome\tpages\trounds\tstopped\tframes\tread_clear\tread\tclear\n'
 	sed -n 's/^row\t//p' "$LOGS/migrate.tap"
