@@ -36,8 +36,9 @@ while read -r log name outcome arguments; do
 	echo "$disable" >/sys/module/vfio_iommu_type1/parameters/disable_hugepages
 	split=Y
 	[[ $arguments != *split=0* ]] || split=N
-	if [ -e /sys/module/vfio_iommu_type1/parameters/split_dirty ]; then
-		echo "$split" >/sys/module/vfio_iommu_type1/parameters/split_dirty
+	parameter=$(find /sys/module/vfio_iommu_type1/parameters -name '*split*')
+	if [ -n "$parameter" ]; then
+		echo "$split" >"$parameter"
 	elif [[ $arguments == *split=1* ]]; then
 		echo "ok $n $name # SKIP this kernel does not split large leaves"
 		continue
