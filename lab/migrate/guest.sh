@@ -6,6 +6,7 @@
 # large leaves stay; split=1: skip it where the kernel does not split. Prints TAP, and a
 # line of figures (migrate.sh names them) a migration.
 cd /migrate || exit 1
+: "${expect:=hw}"
 mkdir -p /small /huge
 mount -t tmpfs -o size=200m tmpfs /small
 mount -t hugetlbfs -o pagesize=2M hugetlbfs /huge

@@ -73,18 +73,14 @@ static bool stopped;
 static void die(const char *format, ...)
 {
 	va_list ap;
-	char command[256];
 
 	va_start(ap, format);
 	printf("# ");
 	vprintf(format, ap);
 	printf("\n");
 	va_end(ap);
-	snprintf(command, sizeof(command), "tail -n 5 /tmp/src.log /tmp/dst.log | cut -c1-300 | sed 's/^/# /'");
 	fflush(stdout);
-	if (system(command))
-		;
-	exit(1);
+	exit(system("tail -n 5 /tmp/src.log /tmp/dst.log | cut -c1-300 | sed 's/^/# /'") ? 1 : 1);
 }
 
 static double now(void)
