@@ -68,6 +68,7 @@ static struct vm src = { .name = "src", .device = "0000:01:00.0", .qmp = -1 };
 static struct vm dst = { .name = "dst", .device = "0000:02:00.0", .qmp = -1 };
 
 static unsigned long long forwarded, at_stop;	/* bytes of the stream */
+static unsigned long long syncs;
 static bool stopped;
 
 static void die(const char *format, ...)
@@ -364,6 +365,8 @@ static enum outcome migrate(unsigned long cancel_after)
 		}
 		if (pending && qmp_line(&src, status, 0)) {
 			pending = false;
+			if (strstr(status, "dirty-sync-count"))
+				syncs = number(status, "dirty-sync-count");
 			if (strstr(status, "\"status\": \"failed\""))
 				die("the migration failed: %s", status);
 			if (strstr(status, "\"status\": \"cancelled\""))
@@ -397,7 +400,7 @@ static unsigned int count_calls(const char *what, unsigned long long size_min)
 int main(int argc, char **argv)
 {
 	unsigned int i, lost = 0, stale = 0, frames, differ, get, noclear, clear, all;
-	unsigned long long pages, syncs;
+	unsigned long long pages;
 	volatile unsigned int *issued, *done, *cpu;
 	enum outcome outcome;
 	bool ok;
@@ -428,8 +431,7 @@ int main(int argc, char **argv)
 	frames = src.control->frames;
 	outcome = migrate(0);
 	frames = src.control->frames - frames;
-	pages = number(status, "normal");
-	syncs = number(status, "dirty-sync-count");
+	pages = outcome == COMPLETED ? number(status, "normal") : forwarded / WIRE;
 
 	get = count_calls("vfio_legacy_dirty_bitmap flags=0x4 ", 32 << 20);
 	noclear = count_calls("vfio_legacy_dirty_bitmap flags=0x8 ", 32 << 20);
