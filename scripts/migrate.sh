@@ -56,7 +56,7 @@ for log in hw pessimistic; do
 	cat "$LOGS/migrate-$log.tap" >>"$LOGS/migrate.tap"
 done
 {
-	printf 'name\tmode\tleaf\tpattern\tseed\toutcome\tpages\trounds\tstopped\tframes\tread_clear\tread\tclear\n'
+	printf 'name\tmode\tleaf\tpattern\tseed\toutcome\tfloor\tpages\trounds\tstopped\tframes\tread_clear\tread\tclear\n'
 	sed -n 's/^row\t//p' "$LOGS/migrate.tap"
 } >"$BUILD/migrate.tsv"
 exit $rc

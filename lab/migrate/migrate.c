@@ -380,6 +380,17 @@ static enum outcome migrate(unsigned long cancel_after)
 	return outcome;
 }
 
+/* A page that is zero is no page of the stream; each other one is sent at least once */
+static unsigned int floor_pages(void)
+{
+	static const unsigned char zero[PAGE];
+	unsigned int i, n = 0;
+
+	for (i = 0; i < RAM_SIZE / PAGE; i++)
+		n += !!memcmp(src.ram + i * PAGE, zero, PAGE);
+	return n;
+}
+
 static unsigned int count_calls(const char *what, unsigned long long size_min)
 {
 	static char line[4096];
@@ -444,8 +455,8 @@ int main(int argc, char **argv)
 	}
 
 	if (outcome == ENDLESS) {
-		printf("row\t%s\t%s\t%s\t%s\tendless\t%llu\t%llu\t-\t%u\t%u\t%u\t%u\n", mode, leaf, pattern, seed,
-		       pages, syncs, frames, get, noclear, clear);
+		printf("row\t%s\t%s\t%s\t%s\tendless\t%u\t%llu\t%llu\t-\t%u\t%u\t%u\t%u\n", mode, leaf, pattern,
+		       seed, floor_pages(), pages, syncs, frames, get, noclear, clear);
 		stop(&src);
 		stop(&dst);
 		return 2;
@@ -485,8 +496,9 @@ int main(int argc, char **argv)
 	wait_frames(&dst, differ + 1024 - BATCH, 60);
 
 	ok = !lost && !stale && !dst.control->errors && !dst.control->timeouts;
-	printf("row\t%s\t%s\t%s\t%s\t%s\t%llu\t%llu\t%llu\t%u\t%u\t%u\t%u\n", mode, leaf, pattern, seed,
-	       ok ? "equal" : "LOST", pages, syncs, (forwarded - at_stop) / WIRE, frames, get, noclear, clear);
+	printf("row\t%s\t%s\t%s\t%s\t%s\t%u\t%llu\t%llu\t%llu\t%u\t%u\t%u\t%u\n", mode, leaf, pattern, seed,
+	       ok ? "equal" : "LOST", floor_pages(), pages, syncs, (forwarded - at_stop) / WIRE, frames, get,
+	       noclear, clear);
 	if (!ok)
 		printf("# %u pages differ, %u have an old serial, %u errors, %u timeouts\n", lost, stale,
 		       dst.control->errors, dst.control->timeouts);
