@@ -224,7 +224,7 @@ static void start(struct vm *vm)
 	snprintf(memory, sizeof(memory), "memory-backend-file,id=ram,size=64M,share=on,mem-path=/%s/%s",
 		 !strcmp(leaf, "2m") ? "huge" : "small", vm->name);
 	snprintf(device, sizeof(device), "vfio-pci,host=%s,addr=5,rombar=0,enable-migration=%s,x-manual-dirty-clear=%s%s",
-		 vm->device, atoi(automatic) ? "auto" : "on", !manual ? "off" : fd ? "on" : "auto",
+		 vm->device, atoi(automatic) ? "auto" : "on", manual ? "auto" : "off",
 		 fd ? ",iommufd=iommufd0" : "");
 	snprintf(clear, sizeof(clear), "migration.x-clear-bitmap-shift=%s", shift);
 	vm->pid = fork();
