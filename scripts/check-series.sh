@@ -58,7 +58,10 @@ is_true() {
 	bare) on=IOMMU_SUPPORT=y off='IOMMUFD_DRIVER|VFIO|KUNIT' ;;
 	mod) on=VFIO_IOMMU_TYPE1=m ;;
 	esac
-	grep -q "^CONFIG_$on\$" "$config" && ! grep -E "^CONFIG_($off)=" "$config" || { echo "error: the configuration of $1 is not what it should be"; return 1; }
+	if ! grep -q "^CONFIG_$on\$" "$config" || grep -E "^CONFIG_($off)=" "$config"; then
+		echo "error: the configuration of $1 is not what it should be"
+		return 1
+	fi
 }
 
 # Modules that use the dirty log or an IOVA bitmap find these exported, in a namespace
@@ -131,6 +134,7 @@ inside_patch() {
 	done
 	# shellcheck disable=SC2086 # words
 	{ printf '%-44s' "$(cut -c1-42 <<<"${n#*/}")" && printf '%-11s' $row && echo; } | tee -a "$BUILD/series/table"
+	# shellcheck disable=SC2086
 	(cd "$kept" && grep -a . $columns 2>/dev/null) | cut -c1-200 | head -n 12 | sed 's/^/      /'
 	return 0
 }

@@ -68,7 +68,7 @@ fi
 
 echo 64 >/proc/sys/vm/nr_hugepages
 cd /kselftest/vfio || leave 1
-devices=(${bdf:-0000:01:00.0 0000:02:00.0})
+read -ra devices <<<"${bdf:-0000:01:00.0 0000:02:00.0}"
 ./setup.sh "${devices[@]}" >/dev/console 2>&1 || {
 	echo "Bail out! setup.sh failed"
 	leave 1
