@@ -186,7 +186,9 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_read);
  * device writes may go unnoticed. So it comes before anything that relies on
  * @bitmap, and it comes after an error too.
  *
- * Context: May sleep. The caller keeps the range mapped until the flush.
+ * Context: May sleep. The caller keeps the range mapped until the flush. With
+ * IOMMU_DIRTY_SPLIT it also excludes other calls for the range until then: they
+ * would find small leaves clean that an IOTLB has as part of a dirty large one.
  * Return: As iommu_dirty_log_read(), and -EINVAL for unknown @flags. On an error
  * some leaves may have been cleaned, and these have been recorded in @bitmap.
  */
