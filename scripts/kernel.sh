@@ -96,6 +96,7 @@ long initramfs 1 enter "${with[@]}" bash -euc '
 	if [ $arch = aarch64 ]; then
 		cp -a /arm64/usr $root/
 		ln -s mawk $root/bin/awk
+		for tool in mount umount hostname which poweroff; do [ -e $root/bin/$tool ] || ln -s busybox $root/bin/$tool; done
 	else
 		/usr/lib/dracut/dracut-install -D $root -l -a bash sh awk mawk basename busybox cat chmod cp cut date dd dirname dmesg echo env \
 			expr false find grep head hostname id kill ln ls mkdir mktemp mount mv nproc printf ps readlink \

@@ -37,7 +37,7 @@ arch=x86_64 image=bzImage
 # no_timer_check, and ticks that never stop (highres=off): on a busy host the emulated
 # machine loses a timer interrupt now and then. One that comes again and again does no
 # harm by that; a one-shot timer would be waited for until the end of days.
-append="console=ttyS0 no_timer_check nohz=off highres=off"
+append="console=ttyS0 no_timer_check nohz=off highres=off" behind=()
 case $iommu in
 vtd)
 	device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
@@ -48,10 +48,10 @@ vtd)
 amd)
 	device=amd-iommu,intremap=on
 	[ "$log" = pessimistic ] || device+=,x-hd=on
+	machine=(-machine "q35,kernel-irqchip=split" -cpu max -device "$device")
 	# 0000:04:01.0's DMA comes with the requester ID of an alias, 04:00.0.
 	# shellcheck disable=SC2054 # commas belong to QEMU's options
-	machine=(-machine "q35,kernel-irqchip=split" -cpu max -device "$device"
-		-device pcie-root-port,id=rp3,slot=3,chassis=3 -device pcie-pci-bridge,id=pci,bus=rp3
+	behind=(-device pcie-root-port,id=rp3,slot=3,chassis=3 -device pcie-pci-bridge,id=pci,bus=rp3
 		-device igb,bus=pci,addr=1,rombar=0)
 	;;
 smmuv3)
@@ -65,7 +65,7 @@ esac
 # shellcheck disable=SC2054 # commas belong to QEMU's options
 machine+=("${accel[@]}" -m 4G -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
-	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0
+	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0 "${behind[@]}"
 	-append "$append loglevel=7 panic=-1 oops=panic hugepagesz=1G hugepages=1 run=$run iommu=$iommu expect=$log $*")
 
 qemu() {
