@@ -11,6 +11,7 @@
  *   shift=N         x-clear-bitmap-shift
  *   qemu=FILE       the source's QEMU
  *   downtime=MS     at 25 MB/s
+ *   relax=N         4 s of downtime are allowed after N pages
  *   pages=N         give up after so many pages
  *   cancel=N        cancel after N pages, and migrate again
  *   fail_clear=N    the N-th CLEAR_BITMAP and those after it fail
@@ -45,13 +46,13 @@
 
 static const char *mode = "manual", *leaf = "4k", *pattern = "uniform", *qemu = "/migrate/qemu";
 static const char *pages_max = "80000", *seed = "1", *rate = "500", *shift = "9";
-static const char *cancel = "0", *fail_clear = "0", *automatic = "0", *downtime = "100", *calls = "1";
+static const char *cancel = "0", *fail_clear = "0", *automatic = "0", *downtime = "100", *calls = "1", *relax = "0";
 
 static struct { const char *name, **value; } options[] = {
 	{ "mode", &mode }, { "leaf", &leaf }, { "pattern", &pattern }, { "seed", &seed },
 	{ "rate", &rate }, { "shift", &shift }, { "qemu", &qemu }, { "pages", &pages_max },
 	{ "cancel", &cancel }, { "fail_clear", &fail_clear }, { "auto", &automatic },
-	{ "downtime", &downtime }, { "calls", &calls },
+	{ "downtime", &downtime }, { "calls", &calls }, { "relax", &relax },
 };
 
 struct vm {
@@ -309,7 +310,7 @@ static enum outcome migrate(unsigned long cancel_after)
 	int server = unix_socket("/tmp/src.out", true), in, out;
 	double moved = now(), asked = 0;
 	enum outcome outcome = COMPLETED;
-	bool pending = false, cancelled = false, eof = false;
+	bool pending = false, cancelled = false, relaxed = false, eof = false;
 	static char buffer[16384];
 
 	forwarded = at_stop = 0;
@@ -357,6 +358,14 @@ static enum outcome migrate(unsigned long cancel_after)
 			qmp(&src, "{\"execute\": \"migrate_cancel\"}\n");
 			cancelled = true;
 			outcome = cancel_after ? CANCELLED : ENDLESS;
+		}
+		if (atoi(relax) && !relaxed && forwarded / WIRE > strtoull(relax, NULL, 10)) {
+			if (pending)
+				qmp_line(&src, status, 60);
+			pending = false;
+			qmp(&src, "{\"execute\": \"migrate-set-parameters\", \"arguments\": "
+			    "{\"downtime-limit\": 4000}}\n");
+			relaxed = true;
 		}
 		if (!pending && now() > asked + 0.1) {
 			qmp_send(&src, "{\"execute\": \"query-migrate\"}\n");
