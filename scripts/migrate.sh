@@ -6,7 +6,7 @@
 # builds. See lab/migrate/migrate.c and lab/migrate/guest.sh.
 # short: two migrations, for make check.
 # PLAN=FILE: other ones, a line each, as in lab/migrate/plan (lab/migrate/guest.sh has
-# their meaning). IOMMU=amd: behind AMD's.
+# their meaning).
 # Prints TAP; the figures go to build/migrate.tsv.
 . "$(dirname "$0")/lib.sh"
 prepare
