@@ -11,12 +11,12 @@
  *   iommu_dirty_log_clear(domain, 5M, 4K, 0, bitmap, gather)   sets all 512,
  *   iommu_dirty_log_read(domain, 4M, 4K, bitmap)               sets none.
  *
- * After the second call the leaf is clean, and that its pages were written to is
- * known from the bitmap alone. With a bitmap for 5M..5M+4K-1, the second call
- * sets one bit and leaves the leaf dirty, as nobody would know about the rest.
- * So a user who wants single pages clean has a bitmap for the whole mapping,
+ * After the second call the leaf is clean, and only the bitmap tells that its
+ * pages were written to. With a bitmap for 5M..5M+4K-1, the second call sets one
+ * bit and leaves the leaf dirty, as the dirty state of the rest would be lost.
+ * So a user that cleans single pages has a bitmap for the whole mapping,
  * clears the log into it, and takes these pages out of the bitmap afterwards.
- * What different iommu_map() calls have mapped never shares a leaf.
+ * Mappings of different iommu_map() calls never share a leaf.
  *
  * The IOTLB may have cached that a leaf is dirty, and then a write does not set
  * the dirty state in the leaf again. So a leaf that was cleaned counts as clean
@@ -56,7 +56,7 @@ static int iommu_dirty_log_walk(struct iommu_domain *domain,
 	if (!size || check_add_overflow(iova, size - 1, &last))
 		return -EINVAL;
 
-	/* What is smaller than a page of the domain is read with that page */
+	/* Extend the range to whole pages of the domain */
 	pgmask = (1UL << __ffs(domain->pgsize_bitmap)) - 1;
 	step = max(pgmask, IOMMU_DIRTY_LOG_STEP - 1UL);
 	iova &= ~pgmask;
@@ -125,7 +125,7 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_start);
  *
  * Context: May sleep. The caller serializes this with iommu_dirty_log_start().
  * Return: 0 on success, -EOPNOTSUPP if @domain cannot log, or the error of the
- * IOMMU driver. A domain that goes on logging costs time, but nothing is lost.
+ * IOMMU driver. A domain that continues logging costs time, but nothing is lost.
  */
 int iommu_dirty_log_stop(struct iommu_domain *domain)
 {
@@ -217,12 +217,12 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_clear);
  * @gather: Collects what has to be flushed
  *
  * Leaves in the range that have been split become what they were, and dirty as a
- * whole. Only leaves that lie inside the range are put together, so a range of
- * one mapping, or of several, never makes a leaf that sticks out of it. Does
+ * whole. Only leaves that lie inside the range are merged, so a range of one
+ * mapping, or of several, never makes a leaf that extends beyond it. Does
  * nothing if @domain cannot split.
  *
  * Context: May sleep. The caller excludes everything else that uses the range,
- * iommu_iova_to_phys() and the other functions here among it: page tables are
+ * including iommu_iova_to_phys() and the other functions here: page tables are
  * freed when the caller flushes @gather.
  */
 void iommu_dirty_log_merge(struct iommu_domain *domain, unsigned long iova,

@@ -5,7 +5,7 @@
  * Documentation/userspace-api/vfio-dirty-log.rst.
  *
  * "vfio_dirty_log_example /dev/vfio/GROUP" copies a buffer that the devices of
- * that group could write to (nobody tells them to), and says which log it was.
+ * that group could write to (they are not told to), and says which log it was.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -53,7 +53,7 @@ static int dirty_pages(struct region *r, uint32_t flag, uint64_t first,
 	call->argsz = argsz;
 	call->flags = flag;
 
-	/* START and STOP do not look at the rest */
+	/* START and STOP ignore the rest */
 	range = (void *)call->data;
 	range->iova = r->iova + first * r->pgsize;
 	range->size = npages * r->pgsize;
@@ -121,7 +121,7 @@ static int64_t copy_dirty(struct region *r)
 	/*
 	 * A VMM ORs in what KVM logged, the writes of the vCPUs, now and not
 	 * before: the call has written the bit of each mapped page, 0 or 1. It
-	 * clears in KVM's log, too, what it copies.
+	 * also clears the pages that it copies in KVM's log.
 	 */
 
 	return copy_pages(r);
@@ -139,17 +139,17 @@ static int migrate(struct region *r, void (*stop)(void *opaque), void *opaque)
 		return ret;
 
 	/*
-	 * What was written before is not: copy all of it, and clear it as in
-	 * every round, or what is written before its copy is copied twice.
+	 * Earlier writes are not: copy everything. Clear it as in every round,
+	 * or pages written before their copy are copied twice.
 	 */
 	memset(r->bitmap, 0xff, (r->npages + 63) / 64 * 8);
 	ret = copy_pages(r);
 
-	/* A pessimistic log stays at all pages: rounds would be for nothing */
+	/* A pessimistic log stays at all pages: rounds would be pointless */
 	for (round = 0; r->precise && round < MAX_ROUNDS && ret > FEW_PAGES; round++)
 		ret = copy_dirty(r);
 
-	/* Nobody writes any more: this is the rest */
+	/* The devices have stopped: these are the last dirty pages */
 	if (ret >= 0) {
 		stop(opaque);
 		ret = copy_dirty(r);
@@ -178,7 +178,7 @@ static struct vfio_iommu_type1_info_cap_migration *migration_cap(int container)
 	struct vfio_info_cap_header *cap;
 	uint32_t off;
 
-	/* How long is it? */
+	/* Get its size first */
 	if (ioctl(container, VFIO_IOMMU_GET_INFO, &head))
 		return NULL;
 

@@ -2,7 +2,7 @@
 /*
  * Make each allocation and each access to user memory of each call on the dirty
  * log of a type1 container fail in turn. A call that fails has the right error,
- * and no page is forgotten. One that has another way must have taken it.
+ * and no page is forgotten. A call that has a fallback must have used it.
  *
  * Needs CONFIG_FAULT_INJECTION_DEBUG_FS with failslab, page_alloc and usercopy.
  */
@@ -20,7 +20,7 @@
 
 #include "kselftest_harness.h"
 
-/* Seconds, for a thousand failures on an emulated machine with a kernel full of checks */
+/* Timeout in seconds, for a thousand failures on an emulated machine */
 #define TIMEOUT		600
 
 /*
@@ -81,7 +81,7 @@ static bool fault_injection_setup(void)
 	return true;
 }
 
-/* Let the @n-th of what can fail in this thread fail, from now on. */
+/* Let the @n-th step that can fail in this thread fail, from now on. */
 static void arm(int fd, unsigned int n)
 {
 	char buf[16];
@@ -138,7 +138,7 @@ FIXTURE_SETUP(vfio_dirty_log_fail_nth)
 		self->m[i] = dirty_log_map(log, vaddr, iova, size, pgsize);
 	}
 
-	/* Touched: what fails shall not be the page fault of the test's own memory */
+	/* Touch it, so that no page fault of the test's own memory fails */
 	self->bits = dirty_log_alloc(DIRTY_LOG_BITMAP_BYTES(RANGE), MAP_POPULATE);
 	ASSERT_NE(MAP_FAILED, self->bits);
 	self->range = (struct vfio_iommu_type1_dirty_bitmap_get) {
@@ -167,7 +167,7 @@ static void write_next(Fixture *self)
 	dirty_log_write(&self->log, self->m[n * 7 % MAPPINGS], n % PAGES);
 }
 
-/* Nothing but the one system call: it is counted what can fail. */
+/* Only this system call: everything in it that can fail is counted. */
 static int call_bitmap(Fixture *self, u32 flag)
 {
 	return __iommu_dirty_log_ioctl(self->log.iommu, sizeof(self->range) +
@@ -220,7 +220,7 @@ static int next(struct __test_metadata *_metadata, Fixture *self,
 	return ret;
 }
 
-/* What the call has read, or if NULL the next good call reads, is what it should be. */
+/* Check what the call has read or, if NULL, what the next successful call reads. */
 static void check(struct __test_metadata *_metadata, Fixture *self, const u8 *bits)
 {
 	const char *error;
@@ -236,7 +236,7 @@ static void check(struct __test_metadata *_metadata, Fixture *self, const u8 *bi
 	}
 }
 
-/* At least so many steps of the call can fail. */
+/* At least this many steps of the call can fail. */
 static void finish(struct __test_metadata *_metadata, Fixture *self, unsigned int least)
 {
 	TH_LOG("one by one, %u failures injected, %u of them without effect", self->injected, self->absorbed);
@@ -284,7 +284,7 @@ static void each_bitmap(struct __test_metadata *_metadata, Fixture *self, u32 fl
 	finish(_metadata, self, MAPPINGS);
 }
 
-/* Catches a GET that clears what it could not hand over. */
+/* Catches a GET that clears what it could not report. */
 TEST_F_TIMEOUT(vfio_dirty_log_fail_nth, get, TIMEOUT)
 {
 	each_bitmap(_metadata, self, DIRTY_LOG_GET);
@@ -369,7 +369,7 @@ TEST_F_TIMEOUT(vfio_dirty_log_fail_nth, unmap, TIMEOUT)
 	finish(_metadata, self, MAPPINGS);
 }
 
-/* Catches a group that takes the log along when it cannot be attached. */
+/* Catches a group that corrupts the log when it cannot be attached. */
 TEST_F_TIMEOUT(vfio_dirty_log_fail_nth, attach, TIMEOUT)
 {
 	struct iommu_dirty_log_info info;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * What the dirty log is for, from end to end: devices write by DMA into a region
- * while it is "migrated", that is, copied to a second buffer in the way of a VMM.
- * Rounds of asking the log, clearing a chunk of it and copying the chunk; the
- * devices stop amid a round, a last one is made, and both must be equal, byte by
- * byte.
+ * while it is "migrated", that is, copied to a second buffer as a VMM does it:
+ * in rounds of reading the log, clearing a chunk of it and copying the chunk.
+ * The devices stop in the middle of a round, a last round follows, and both
+ * buffers must be equal, byte by byte.
  *
- * Nothing here depends on what the log says being right: a page that the log
+ * The test does not rely on the log being right: a page that the log
  * forgets is a difference between the two buffers. So that the copier cannot win
  * by luck,
  *  - the devices do not pause before that, and each chunk is cleared and copied
- *    while they go on: the copier waits for further writes before and amid the
+ *    while they go on: the copier waits for further writes before and during the
  *    copy;
  *  - they keep coming back to a few pages, whose translations are hot;
  *  - every migration has a floor under the DMA writes and the pages they dirtied;
@@ -158,7 +158,7 @@ static void worker_start(struct vm *vm, struct worker *w, void (*step)(struct wo
 	VFIO_ASSERT_EQ(pthread_create(&w->thread, NULL, worker_fn, w), 0);
 }
 
-/* All that it does is done when this returns. */
+/* All of its writes are done when this returns. */
 static void worker_pause(struct worker *w)
 {
 	__atomic_store_n(&w->paused, false, __ATOMIC_RELEASE);
@@ -181,7 +181,7 @@ static void worker_end(struct worker *w)
 
 /* ---- The racers ---- */
 
-/* Calls that meet each other may find a mapping cut in two, or one there already. */
+/* Concurrent calls may find a mapping cut in two, or one there already. */
 static void race_result(struct worker *w, int ret)
 {
 	VFIO_ASSERT_TRUE(!ret || ret == -EINVAL || ret == -EEXIST, "racer %lu: %d\n", w->index, ret);
@@ -289,7 +289,7 @@ static void copy_chunk(struct vm *vm, u64 first)
 
 		memcpy(to, from, pgsize / 2);
 
-		/* Amid a page, too */
+		/* In the middle of a page, too */
 		if (page == first + 17)
 			let_devices_write(vm);
 
@@ -314,7 +314,7 @@ static void stop_devices(struct vm *vm)
 		worker_pause(&vm->writers[i]);
 }
 
-/* Copy what the bitmap names. The devices stop when page @stop has been dealt with. */
+/* Copy the pages in the bitmap. The devices stop after page @stop. */
 static void copy_round(struct vm *vm, u64 stop)
 {
 	u64 first, page;
@@ -415,7 +415,7 @@ static u64 migrate(struct __test_metadata *_metadata, struct vm *vm, u64 n)
 	for (i = 0; i < vm->nr_racers; i++)
 		worker_run(&vm->racers[i]);
 
-	/* The first time everything goes. */
+	/* The first round copies everything. */
 	memset(vm->bitmap, 0xff, DIRTY_LOG_BITMAP_BYTES(vm->npages));
 	copy_round(vm, NEVER);
 
@@ -449,7 +449,7 @@ static u64 migrate(struct __test_metadata *_metadata, struct vm *vm, u64 n)
 			       bit_get(vm->bitmap, page) ? "dirty" : "clean");
 	}
 
-	/* It was a migration at all, and not one of everything, always. */
+	/* Enough was written, and no page outside of it was reported. */
 	EXPECT_GE(writes(vm), MIN_WRITES);
 	EXPECT_GE(dirtied, MIN_DIRTIED);
 	if (vm->log.info.hw)
@@ -465,7 +465,7 @@ FIXTURE(vfio_dirty_log_migration) {
 FIXTURE_VARIANT(vfio_dirty_log_migration) {
 	bool get, large, race;
 	int nr_devices;
-	/* Not with superpages: they take what was lost along with their next write. */
+	/* Not with superpages: their next write reports what was lost as well. */
 	bool wrong_order;
 };
 
@@ -498,10 +498,13 @@ FIXTURE_SETUP(vfio_dirty_log_migration)
 	if (variant->nr_devices > 1 && !two_groups)
 		SKIP(return, "needs two devices, in groups of their own");
 
-	/* A page at an odd place has a leaf of its own. */
-	if (variant->large)
-		vaddr = dirty_log_alloc(SZ_4M, MAP_HUGETLB | MAP_HUGE_2MB);
-	else
+	/*
+	 * A page of a hugepage has a leaf of its own at an odd IOVA. Without
+	 * hugepages, adjacent pages may happen to share one.
+	 */
+	vaddr = dirty_log_alloc(ALIGN(variant->large ? SZ_4M : 256 * pgsize, SZ_2M),
+				MAP_HUGETLB | MAP_HUGE_2MB);
+	if (vaddr == MAP_FAILED && !variant->large)
 		vaddr = dirty_log_alloc(256 * pgsize, 0);
 	if (vaddr == MAP_FAILED)
 		SKIP(return, "no pages of 2 MiB: %s", strerror(errno));
@@ -583,8 +586,8 @@ TEST_F_TIMEOUT(vfio_dirty_log_migration, equal, TIMEOUT)
 		EXPECT_LE(vm->racers[i].steps / 10 + 1, vm->racers[i].good);
 
 	/*
-	 * Clear after the copy, as nobody should. If that goes unnoticed then a log
-	 * that loses pages would as well.
+	 * Clear after the copy, which is wrong. If that goes unnoticed, so would
+	 * a log that loses pages.
 	 */
 	if (!variant->wrong_order || !vm->log.info.hw)
 		return;

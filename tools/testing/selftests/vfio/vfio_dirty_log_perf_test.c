@@ -6,8 +6,8 @@
  *
  * Prints a line for each call, in columns separated by tabs: the name that was
  * given with -t, the interface, the call, the pattern of dirty leaves, the size of
- * the mapping in MiB (0 for one page), the size of a leaf in KiB, the time by page
- * in nanoseconds, and that of the whole call. Under QEMU's "-icount
+ * the mapping in MiB (0 for one page), the size of a leaf in KiB, the time per
+ * page in nanoseconds, and that of the whole call. Under QEMU's "-icount
  * shift=0,sleep=off" with one CPU an instruction takes one nanosecond: with -u insn
  * the header says so.
  *
@@ -16,11 +16,11 @@
  * a mask for that page alone ("one") and by a mask for all of the container
  * ("spanned"), and CLEAR of no page by a mask for all of it ("none").
  *
- * The memory is 64 MiB of huge pages, mapped as often as it takes: the log is one
- * of addresses, not of memory. With an IOVA that is off by a small page no
+ * The memory is 64 MiB of huge pages, mapped as often as necessary: the log is
+ * one of addresses, not of memory. With an IOVA that is off by a small page no
  * larger leaf fits, without it leaves of 2 MiB do.
  *
- * Every bitmap is checked, so a call that is fast because it forgets fails.
+ * Every bitmap is checked, so a call that is fast because it loses pages fails.
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -119,7 +119,7 @@ static void dma_write(struct perf *p, iova_t dst, u64 size)
 	VFIO_ASSERT_EQ(vfio_pci_driver_memcpy(p->device, p->src.iova, dst, size), 0);
 }
 
-/* A write across the end of a leaf is two for the price of one */
+/* One write across the end of a leaf makes two leaves dirty */
 static void dirty_pattern(struct perf *p)
 {
 	u64 nr = p->mem.size / p->leaf, leaf;
@@ -263,7 +263,7 @@ static void measure_pattern(struct perf *p, const struct pattern *pattern, int r
 			report(p, op, pattern->name, p->best[op]);
 }
 
-/* @size bytes of address space, in which the memory comes again and again */
+/* @size bytes of address space that map the same memory repeatedly */
 static void *map_memory(u64 size)
 {
 	u64 chunk = min(size, MEM_SIZE), offset;
@@ -308,7 +308,7 @@ static void measure_size(struct perf *p, u64 size, const char *only)
 	VFIO_ASSERT_EQ(munmap(p->mem.vaddr, map_size), 0);
 }
 
-/* CLEAR one page, or none, by @mask, which is for @size bytes from @iova on. */
+/* CLEAR one page, or none, by @mask, which is for @size bytes from @iova. */
 static void measure_clear(struct perf *p, const char *name, iova_t page,
 			  iova_t iova, u64 size, u8 *mask)
 {
@@ -355,7 +355,7 @@ static void measure_container(struct perf *p, u64 size)
 
 	measure_pattern(p, &patterns[0], 1);
 
-	/* Amid the container and amid a mapping */
+	/* In the middle of the container and of a mapping */
 	page = p->mem.iova + nr / 2 * MEM_SIZE + SZ_32M;
 	call(p, OP_START);
 	measure_clear(p, "one", page, page, PAGE, one);

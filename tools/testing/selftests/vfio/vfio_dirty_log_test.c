@@ -12,12 +12,17 @@
  *						the log is the other one or is missing
  *  VFIO_DIRTY_LOG_VERBOSE=1			let the tests "show" print a table
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 
 #include <linux/iommufd.h>
 #include <linux/mman.h>
@@ -28,7 +33,7 @@
 
 #include "kselftest_harness.h"
 
-/* Seconds, for a test on an emulated machine and a kernel full of checks */
+/* Timeout in seconds, for an emulated machine with a debug kernel */
 #define TIMEOUT		240
 
 #define UNMAP_DIRTY	VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP
@@ -319,72 +324,88 @@ FIXTURE_TEARDOWN(vfio_dirty_log)
 	dirty_log_teardown(&self->log);
 }
 
-static const char *yes(bool bit, const char *word)
-{
-	return bit ? word : "-";
-}
-
-/* What a migration does, told as a table: START, NOCLEAR, CLEAR, NOCLEAR, STOP */
+/*
+ * What a migration does, told as a table: START, NOCLEAR, CLEAR of all pages but
+ * one, NOCLEAR, and once more after the next writes, STOP.
+ */
 TEST_F_TIMEOUT(vfio_dirty_log, show, TIMEOUT)
 {
+	enum { WRITTEN, READ, CLEARED, LEFT, AGAIN, READ_AGAIN, COLUMNS };
+	static const char * const words[] = { "DMA", "dirty", "clean", "dirty", "DMA", "dirty" };
 	bool verbose = getenv("VFIO_DIRTY_LOG_VERBOSE");
 	struct dirty_log *log = &self->log;
 	struct dirty_log_mapping *m = self->m;
-	u64 bytes = DIRTY_LOG_BITMAP_BYTES(m->npages), page, first;
-	/* Written by DMA, reported, in the mask, reported again */
-	u8 *bits[4];
-	int i, wrong[2] = {};
+	const u64 pages[] = { self->spots[0], self->spots[1], self->spots[1] + 1, self->spots[2] };
+	u64 leaf = m->min_leaf, page, first, count[COLUMNS] = {};
+	u8 *bits[COLUMNS];
+	int i, j;
 
-	for (i = 0; i < 4; i++)
-		bits[i] = calloc_assert(1, bytes);
+	for (i = 0; i < COLUMNS; i++)
+		bits[i] = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(m->npages));
 
 	dirty_log_start(log);
 
-	for (i = 0; i < 4; i++) {
-		page = i < 3 ? self->spots[i] : self->spots[1] + 1;
-		dirty_log_write(log, m, page);
-		bit_set(bits[0], page);
-		if (i < 2)
-			bit_set(bits[2], page);
-	}
-
-	for (i = 1; i < 4; i += 2) {
-		ASSERT_EQ(0, dirty_log_call(log, DIRTY_LOG_NOCLEAR, m->dma.iova, m->npages, bits[i]));
-		wrong[i / 2] = !!dirty_log_model_compare(log, m->dma.iova, m->npages, bits[i], 0);
-		if (i == 1)
-			dirty_log_clear(log, m->dma.iova, m->npages, bits[2]);
+	for (i = 0; i < COLUMNS; i++) {
+		switch (i) {
+		case WRITTEN:
+		case AGAIN:
+			for (j = 0; j < ARRAY_SIZE(pages); j++) {
+				dirty_log_write(log, m, pages[j]);
+				bit_set(bits[i], pages[j]);
+			}
+			break;
+		case CLEARED:
+			memcpy(bits[i], bits[READ], DIRTY_LOG_BITMAP_BYTES(m->npages));
+			bit_put(bits[i], pages[2], false);
+			dirty_log_clear(log, m->dma.iova, m->npages, bits[i]);
+			break;
+		default:
+			iommu_dirty_log_get_noclear(log->iommu, m->dma.iova, m->dma.size, bits[i]);
+			EXPECT_EQ(NULL, dirty_log_model_compare(log, m->dma.iova, m->npages,
+								bits[i], 0));
+		}
+		for (page = 0; page < m->npages; page++)
+			count[i] += bit_get(bits[i], page);
 	}
 
 	if (verbose)
-		printf("# The dirty log is the hardware's. %lu pages of %lu bytes at iova 0x%lx.\n"
-		       "# %-15s  %-7s  %-7s  %-7s  %s\n", m->npages, log->info.pgsize, m->dma.iova,
-		       "pages", "written", "NOCLEAR", "cleared", "NOCLEAR again");
+		printf("# %lu pages of %lu bytes, in leaves of %lu%s\n"
+		       "# pages            written  NOCLEAR  CLEAR    NOCLEAR  written  NOCLEAR\n",
+		       m->npages, log->info.pgsize, leaf, leaf == 1 ? "" :
+		       log->split_on_clear ? ", which CLEAR splits" : ", which CLEAR does not split");
 
 	for (page = first = 0; page < m->npages && verbose; page++) {
 		bool same = page + 1 < m->npages;
 
-		/* One line for pages that fared alike */
-		for (i = 0; i < 4 && same; i++)
+		/* One line for consecutive pages with the same results */
+		for (i = 0; i < COLUMNS && same; i++)
 			same = bit_get(bits[i], page) == bit_get(bits[i], page + 1);
 		if (same)
 			continue;
 
-		printf("# %6lu - %6lu  %-7s  %-7s  %-7s  %s\n", first, page,
-		       yes(bit_get(bits[0], page), "by DMA"), yes(bit_get(bits[1], page), "dirty"),
-		       yes(bit_get(bits[2], page), "cleared"), yes(bit_get(bits[3], page), "dirty"));
+		printf("# %6lu - %6lu", first, page);
+		for (i = 0; i < COLUMNS; i++)
+			printf("  %-*s", i + 1 < COLUMNS ? 7 : 0, bit_get(bits[i], page) ? words[i] : "-");
+		printf("\n");
 		first = page + 1;
 	}
+
+	if (verbose)
+		printf("# in all           %-7lu  %-7lu  %-7lu  %-7lu  %-7lu  %lu\n#\n",
+		       count[WRITTEN], count[READ], count[CLEARED], count[LEFT], count[AGAIN],
+		       count[READ_AGAIN]);
 	fflush(stdout);
 
-	EXPECT_EQ(0, wrong[0]);
-	EXPECT_EQ(0, wrong[1]);
+	/* Leaves that were split are logged by page, the others as before. */
+	EXPECT_EQ(1, count[LEFT]);
+	EXPECT_EQ(log->split_on_clear ? ARRAY_SIZE(pages) : count[READ], count[READ_AGAIN]);
 	dirty_log_stop(log);
 }
 
 /*
  * Exactly what was written between START and STOP. Catches dirty bits that
  * survive from before START, a log that START does not turn on, an IOTLB entry
- * from before START through which writes go unseen, bits at wrong offsets.
+ * from before START that hides writes, bits at wrong offsets.
  */
 TEST_F_TIMEOUT(vfio_dirty_log, start_and_stop, TIMEOUT)
 {
@@ -492,7 +513,7 @@ TEST_F_TIMEOUT(vfio_dirty_log, clear_some, TIMEOUT)
 
 /*
  * One mask with runs and gaps of all kinds of lengths. Catches pages between two
- * runs that are cleared along, and a run that is cut short.
+ * runs that are cleared as well, and a run that is cut short.
  */
 TEST_F_TIMEOUT(vfio_dirty_log, clear_sparse, TIMEOUT)
 {
@@ -567,7 +588,7 @@ TEST_F_TIMEOUT(vfio_dirty_log, clear_then_write, TIMEOUT)
 
 /*
  * A dirty large leaf that was cleared logs by page from then on, until STOP, and
- * what was not asked for stays dirty. Elsewhere it goes on as a whole.
+ * what was not asked for stays dirty. Elsewhere it is logged as a whole.
  */
 TEST_F_TIMEOUT(vfio_dirty_log, split, TIMEOUT)
 {
@@ -578,9 +599,6 @@ TEST_F_TIMEOUT(vfio_dirty_log, split, TIMEOUT)
 
 	if (leaf == 1)
 		SKIP(return, "the IOMMU has no leaf larger than a page here");
-#ifdef __aarch64__
-	log->split_on_clear = false;
-#endif
 
 	for (round = 0; round < 2; round++) {
 		dirty_log_start(log);
@@ -599,7 +617,7 @@ TEST_F_TIMEOUT(vfio_dirty_log, split, TIMEOUT)
 		EXPECT_EQ(log->split_on_clear ? 1 : leaf, n);
 		dirty_log_check_all(log);
 
-		/* It is a whole again */
+		/* It is a single leaf again */
 		dirty_log_stop(log);
 		dirty_log_start(log);
 		m->min_leaf = leaf;
@@ -647,8 +665,8 @@ TEST_F_TIMEOUT(vfio_dirty_log, subrange, TIMEOUT)
 
 /*
  * Catches an UNMAP that does not ask the IOMMU, or forgets what was read before,
- * and a new mapping in the same place that is not dirty, all of it, once: in the
- * meantime a user may have lost sight of the pages.
+ * and a new mapping in the same place that is not dirty, all of it, once: the
+ * user may not have read the dirty state of the pages.
  */
 TEST_F_TIMEOUT(vfio_dirty_log, unmap_and_map, TIMEOUT)
 {
@@ -926,7 +944,7 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, largest_bitmap, TIMEOUT)
 	}
 }
 
-/* The log goes on over a container without any mapping. */
+/* The log continues while the container has no mapping. */
 TEST_F_TIMEOUT(vfio_dirty_log_container, unmap_all, TIMEOUT)
 {
 	struct dirty_log *log = &self->log;
@@ -991,7 +1009,7 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, vaddr, TIMEOUT)
 
 /*
  * The bitmap cannot be accessed, at all or from its second page on. Catches a GET
- * that cleared what it could not hand over, in this or in an earlier mapping, a
+ * that cleared what it could not report, in this or in an earlier mapping, a
  * CLEAR that clears before it has read its mask, an UNMAP that has unmapped a part.
  */
 TEST_F_TIMEOUT(vfio_dirty_log_container, bad_pointers, TIMEOUT)
@@ -1196,6 +1214,104 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 	dirty_log_unmap(log, m);
 }
 
+static void write_file(const char *name, const char *text)
+{
+	int fd = open(name, O_WRONLY);
+
+	VFIO_ASSERT_EQ(write(fd, text, strlen(text)), (ssize_t)strlen(text), "%s\n", name);
+	close(fd);
+}
+
+/* Leave the memory cgroup @room bytes more than it uses. */
+static void limit_memory(u64 room)
+{
+	int fd = open("memory.current", O_RDONLY);
+	char text[32] = {};
+
+	VFIO_ASSERT_GT(read(fd, text, sizeof(text) - 1), 0);
+	close(fd);
+	snprintf_assert(text, sizeof(text), "%lu", strtoul(text, NULL, 0) + room);
+	write_file("memory.max", text);
+}
+
+/* START, and MAP while the log runs, where there is no memory for their bitmaps */
+static int memory_cgroup_child(void)
+{
+	struct dma_region regions[128] = {};
+	void *vaddr = dirty_log_alloc(SZ_1G, MAP_HUGETLB | MAP_HUGE_1GB);
+	u64 *bitmap = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(SZ_1G / getpagesize()));
+	struct dirty_log log;
+	int i, ret;
+
+	if (vaddr == MAP_FAILED || dirty_log_setup(&log, bdfs[0]))
+		return KSFT_SKIP;
+
+	write_file("cgroup.procs", "0");
+	for (i = 0; i < ARRAY_SIZE(regions); i++) {
+		regions[i].vaddr = vaddr;
+		regions[i].iova = DIRTY_LOG_IOVA + (u64)i * SZ_1G;
+		regions[i].size = SZ_1G;
+		if (i < ARRAY_SIZE(regions) / 2)
+			iommu_map(log.iommu, &regions[i]);
+	}
+	VFIO_ASSERT_EQ(mlockall(MCL_CURRENT), 0);
+
+	limit_memory(SZ_512K);
+	VFIO_ASSERT_EQ(__iommu_dirty_log_start(log.iommu), -ENOMEM);
+	VFIO_ASSERT_EQ(dirty_log_call(&log, DIRTY_LOG_GET, DIRTY_LOG_IOVA,
+				      SZ_1G / log.info.pgsize, bitmap), -EINVAL);
+
+	write_file("memory.max", "max");
+	iommu_dirty_log_start(log.iommu);
+	limit_memory(SZ_512K);
+	for (ret = 0; !ret && i > ARRAY_SIZE(regions) / 2; i--)
+		ret = __iommu_map(log.iommu, &regions[i - 1]);
+	VFIO_ASSERT_EQ(ret, -ENOMEM);
+
+	return KSFT_PASS;
+}
+
+/*
+ * What grows with the mappings is charged to the user's memory cgroup. Catches a
+ * user that is killed where a call can fail.
+ */
+TEST(memory_cgroup)
+{
+	char root[] = "/tmp/cgroup.XXXXXX";
+	int status;
+	pid_t pid;
+
+	ASSERT_NE(NULL, mkdtemp(root));
+	ASSERT_EQ(0, chdir(root));
+	if (mount("none", ".", "cgroup2", 0, NULL) || chdir(root) ||
+	    access("cgroup.subtree_control", W_OK)) {
+		rmdir(root);
+		SKIP(return, "no cgroup2: %s", strerror(errno));
+	}
+	write_file("cgroup.subtree_control", "+memory");
+	ASSERT_EQ(0, mkdir("vfio_dirty_log_test", 0700));
+	ASSERT_EQ(0, chdir("vfio_dirty_log_test"));
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(memory_cgroup_child());
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+
+	ASSERT_EQ(0, chdir(root));
+	EXPECT_EQ(0, rmdir("vfio_dirty_log_test"));
+	ASSERT_EQ(0, chdir("/"));
+	EXPECT_EQ(0, umount(root));
+	EXPECT_EQ(0, rmdir(root));
+
+	ASSERT_TRUE(WIFEXITED(status)) {
+		TH_LOG("killed by signal %d", WTERMSIG(status));
+	}
+	if (WEXITSTATUS(status) == KSFT_SKIP)
+		SKIP(return, "needs a free page of 1 GiB and a device with a driver in libvfio");
+	EXPECT_EQ(KSFT_PASS, WEXITSTATUS(status));
+}
+
 /* ---- Two devices ---- */
 
 FIXTURE(vfio_dirty_log_two_devices) {
@@ -1245,7 +1361,7 @@ static const char *attach(struct dirty_log *log, const char *bdf, struct vfio_pc
 
 /*
  * Catches a domain that is not started on attach, dirty pages lost at the attach,
- * and a CLEAR that flushes one device's IOTLB only.
+ * and a CLEAR that flushes only one device's IOTLB.
  */
 TEST_F_TIMEOUT(vfio_dirty_log_two_devices, attach_while_tracking, TIMEOUT)
 {
@@ -1285,7 +1401,7 @@ TEST_F_TIMEOUT(vfio_dirty_log_two_devices, attach_while_tracking, TIMEOUT)
 	dirty_log_check_all(log);
 }
 
-/* Catches a detach that takes the dirty pages along, or stops the others' log. */
+/* Catches a detach that loses dirty pages, or stops the others' log. */
 TEST_F_TIMEOUT(vfio_dirty_log_two_devices, detach_while_tracking, TIMEOUT)
 {
 	struct dirty_log *log = &self->log;

@@ -27,10 +27,12 @@ static void clean_page(struct dirty_log *log, struct dirty_log_mapping *m, u64 p
 	m->state[page] = log->info.hw && !m->pinned[page] ? PAGE_CLEAN : PAGE_DIRTY;
 }
 
-/* Nobody knows what was in it before: a mapping is dirty once if the log runs. */
+/* Its former contents are unknown: a mapping is dirty once if the log runs. */
 void dirty_log_model_map(struct dirty_log *log, struct dirty_log_mapping *m)
 {
 	memset(m->state, PAGE_DIRTY, m->npages);
+	memset(m->in_iommu, false, m->npages);
+	memset(m->alone, false, m->npages);
 	list_add_tail(&m->link, &log->mappings);
 }
 
@@ -49,7 +51,13 @@ void dirty_log_model_start(struct dirty_log *log)
 
 void dirty_log_model_stop(struct dirty_log *log)
 {
+	struct dirty_log_mapping *m;
+
 	log->tracking = false;
+
+	/* What was split is one leaf again */
+	list_for_each_entry(m, &log->mappings, link)
+		memset(m->alone, false, m->npages);
 }
 
 static void write_leaf(struct dirty_log *log, struct dirty_log_mapping *m, u64 page,
@@ -61,7 +69,8 @@ static void write_leaf(struct dirty_log *log, struct dirty_log_mapping *m, u64 p
 	u64 p = first > base ? first - base : 0;
 
 	for (; p < end; p++)
-		m->state[p] = max(m->state[p], (u8)state);
+		if (p == page || !m->alone[p])
+			m->state[p] = max(m->state[p], (u8)state);
 }
 
 void dirty_log_model_write(struct dirty_log *log, struct dirty_log_mapping *m, u64 page)
@@ -69,8 +78,9 @@ void dirty_log_model_write(struct dirty_log *log, struct dirty_log_mapping *m, u
 	if (!log->tracking)
 		return;
 
-	write_leaf(log, m, page, m->max_leaf, PAGE_EITHER);
+	write_leaf(log, m, page, m->alone[page] ? 1 : m->max_leaf, PAGE_EITHER);
 	write_leaf(log, m, page, m->min_leaf, PAGE_DIRTY);
+	m->in_iommu[page] = true;
 }
 
 void dirty_log_model_clear(struct dirty_log *log, iova_t iova, u64 npages, const void *mask)
@@ -84,9 +94,12 @@ void dirty_log_model_clear(struct dirty_log *log, iova_t iova, u64 npages, const
 			if (bit >= npages || (mask && !bit_get(mask, bit)))
 				continue;
 
-			/* Its leaf may be split, and be one again some day */
-			if (mask && log->split_on_clear)
+			/* A dirty leaf is split, others in the same place may be */
+			if (mask && log->split_on_clear) {
 				m->min_leaf = 1;
+				m->alone[page] |= m->in_iommu[page];
+			}
+			m->in_iommu[page] = false;
 			clean_page(log, m, page);
 		}
 	}
@@ -97,13 +110,22 @@ void dirty_log_model_error(struct dirty_log *log)
 	struct dirty_log_mapping *m;
 	u64 page;
 
-	list_for_each_entry(m, &log->mappings, link)
+	list_for_each_entry(m, &log->mappings, link) {
+		memset(m->in_iommu, false, m->npages);
 		for (page = 0; page < m->npages; page++)
 			m->state[page] = max(m->state[page], (u8)PAGE_EITHER);
+	}
 }
 
 void dirty_log_model_attach(struct dirty_log *log)
 {
+	struct dirty_log_mapping *m;
+
+	/* The leaves of a new domain are whole, and the log of an old one was read */
+	list_for_each_entry(m, &log->mappings, link) {
+		memset(m->in_iommu, false, m->npages);
+		memset(m->alone, false, m->npages);
+	}
 #ifdef __aarch64__
 	/* SMMUv3 cannot tell a writable page that is new from one that was written */
 	dirty_log_model_error(log);
@@ -121,7 +143,7 @@ const char *dirty_log_model_compare(struct dirty_log *log, iova_t iova, u64 npag
 	u64 page, bit, base, i;
 	u8 state;
 
-	/* What is left of it without the mapped pages is as it was */
+	/* Outside of the mapped pages it is unchanged */
 	memcpy(left, bitmap, bytes);
 	error[0] = 0;
 
@@ -281,6 +303,8 @@ struct dirty_log_mapping *dirty_log_map(struct dirty_log *log, void *vaddr, iova
 	m->npages = size / log->info.pgsize;
 	m->state = calloc_assert(m->npages, 1);
 	m->pinned = calloc_assert(m->npages, 1);
+	m->in_iommu = calloc_assert(m->npages, 1);
+	m->alone = calloc_assert(m->npages, 1);
 
 	m->max_leaf = 1;
 	for (leaf = log->info.pgsize; leaf && leaf <= size; leaf <<= 1) {
@@ -326,7 +350,7 @@ void dirty_log_start_driver(struct dirty_log *log, struct vfio_pci_device *devic
 	vfio_pci_driver_init(device);
 }
 
-static bool splits_on_clear(void)
+bool dirty_log_splits_on_clear(void)
 {
 	int fd = open("/sys/module/vfio_iommu_type1/parameters/split_on_clear", O_RDONLY);
 	char value = 0;
@@ -336,6 +360,10 @@ static bool splits_on_clear(void)
 		close(fd);
 	}
 
+#ifdef __aarch64__
+	/* SMMUv3's page tables are those of io-pgtable-arm, which does not split. */
+	return false;
+#endif
 	return value == 'Y';
 }
 
@@ -358,7 +386,7 @@ const char *dirty_log_setup(struct dirty_log *log, const char *bdf)
 	iommu_dirty_log_info(log->iommu, &log->info);
 	if (expect && *expect)
 		VFIO_ASSERT_EQ(log->info.hw, !strcmp(expect, "hw"));
-	log->split_on_clear = splits_on_clear();
+	log->split_on_clear = dirty_log_splits_on_clear();
 
 	log->iovas = iova_allocator_init(log->iommu);
 	dirty_log_start_driver(log, log->device);

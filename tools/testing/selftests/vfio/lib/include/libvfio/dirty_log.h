@@ -13,9 +13,9 @@
  * MODE_VFIO_TYPE1V2_IOMMU offers it. In every other mode the calls below are
  * made all the same, so that a test can look at how they are refused.
  *
- * iommufd has its own dirty tracking (IOMMU_HWPT_GET_DIRTY_BITMAP), which knows
- * neither a mask to clear nor mappings with holes between them: the two are not
- * hidden behind one interface here.
+ * iommufd has its own dirty tracking (IOMMU_HWPT_GET_DIRTY_BITMAP), which has no
+ * mask to clear and accepts no holes between mappings: the two do not share an
+ * interface here.
  *
  * Bitmaps hold one bit for each page of iommu_dirty_log_info.pgsize bytes, bit 0
  * for the page at the iova that was passed with them, in 64-bit words.

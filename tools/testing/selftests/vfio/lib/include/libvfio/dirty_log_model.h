@@ -33,7 +33,7 @@ struct dirty_log_mapping {
 	struct dma_region dma;
 	u64 npages;
 
-	/* Pages that certainly, and that at most, share a leaf */
+	/* Pages that share a leaf, at least and at most */
 	u64 min_leaf, max_leaf;
 
 	/* enum dirty_log_page of each page */
@@ -41,6 +41,9 @@ struct dirty_log_mapping {
 
 	/* Pages that an emulated device has pinned: dirty while that lasts */
 	u8 *pinned;
+
+	/* Pages whose leaf is dirty, pages that were split off into a leaf of their own */
+	u8 *in_iommu, *alone;
 };
 
 struct dirty_log {
@@ -72,11 +75,15 @@ struct dirty_log {
 /*
  * setup() - Open @bdf in a type1v2 container, with a driver that does DMA.
  *
- * Returns why that cannot be, for SKIP(), or NULL. $VFIO_DIRTY_LOG_EXPECT names
- * the log, hw or pessimistic, that the machine has: another one fails.
+ * Returns the reason why this is not possible, for SKIP(), or NULL.
+ * $VFIO_DIRTY_LOG_EXPECT names the log, hw or pessimistic, that the machine has:
+ * the other one is a failure.
  */
 const char *dirty_log_setup(struct dirty_log *log, const char *bdf);
 void dirty_log_teardown(struct dirty_log *log);
+
+/* Whether CLEAR_BITMAP splits dirty leaves here, see struct dirty_log */
+bool dirty_log_splits_on_clear(void);
 
 /* Another device of the container: map what its driver needs and start that */
 void dirty_log_start_driver(struct dirty_log *log, struct vfio_pci_device *device);
@@ -103,7 +110,7 @@ void dirty_log_check(struct dirty_log *log, u32 flag, iova_t iova, u64 npages);
 /* Check each mapping, and leave the log as it is. */
 void dirty_log_check_all(struct dirty_log *log);
 
-/* A NULL mask is one of all ones, behind the range as well. */
+/* A NULL mask is one of all ones, beyond the range as well. */
 void dirty_log_clear(struct dirty_log *log, iova_t iova, u64 npages, const void *mask);
 void dirty_log_clear_page(struct dirty_log *log, struct dirty_log_mapping *m, u64 page);
 
@@ -131,7 +138,7 @@ void dirty_log_model_clear(struct dirty_log *log, iova_t iova, u64 npages, const
 /* After a call that failed a page may be dirtier than before, never cleaner. */
 void dirty_log_model_error(struct dirty_log *log);
 
-/* A group came: its IOMMU domain is perhaps a new one. */
+/* A group was attached, perhaps with a new IOMMU domain. */
 void dirty_log_model_attach(struct dirty_log *log);
 
 /*
