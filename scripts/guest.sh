@@ -135,7 +135,7 @@ hostile)
 		wanted=vfio_dirty_log_test
 		[ "$expect" != hw ] || wanted='(vfio_dirty_log_.*|vfio_pci_sriov_uapi_test)'
 		tests=()
-		for t in $(./run_kselftest.sh -l | grep -xE "vfio:$wanted" | grep -vE 'perf|fail_nth|precopy|fuzz|race|module'); do
+		for t in $(./run_kselftest.sh -l | grep -xE "vfio:$wanted" | grep -vE 'perf|fail_nth|precopy|fuzz|race|module|split'); do
 			tests+=(-t "$t")
 		done
 		VFIO_DIRTY_LOG_MIGRATIONS=3

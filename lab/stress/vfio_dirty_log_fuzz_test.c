@@ -11,6 +11,10 @@
  * maps nothing larger than a page, the two never differ. With a pessimistic log
  * all that is mapped must be dirty, always.
  *
+ * Two more say what is known of the IOPTEs: that of the page is certainly dirty, and
+ * it is certainly one of that page alone. CLEAR_BITMAP splits the former, if it can,
+ * and STOP makes large ones of them again.
+ *
  * A round is some hundred steps on an empty container. A step is made from the
  * seed, its number and the state of the model, and so it does something sensible
  * as well after some of the steps before it were left out. That is how a sequence
@@ -103,6 +107,8 @@ struct fuzz {
 	int nr_maps;
 	struct mapping *owner[FUZZ_PAGES];
 	bool must[FUZZ_PAGES], may[FUZZ_PAGES];
+	bool in_iommu[FUZZ_PAGES], alone[FUZZ_PAGES];
+	bool splits;
 
 	u64 rng;
 	u8 seq;
@@ -204,6 +210,7 @@ static u64 map_end(struct mapping *m)
 /* What is reported of a page that was mapped now, or was cleared. */
 static void model_clean(struct fuzz *f, u64 page)
 {
+	f->in_iommu[page] = false;
 	f->must[page] = !f->log.hw;
 	f->may[page] = !f->log.hw;
 }
@@ -220,8 +227,16 @@ static void model_after_error(struct fuzz *f, u64 first, u64 npages)
 {
 	u64 page;
 
+	memset(f->in_iommu, false, sizeof(f->in_iommu));
 	for (page = first; page < first + npages; page++)
 		f->may[page] |= !!f->owner[page];
+}
+
+/* The page table may be another one, or have been put together again. */
+static void model_whole(struct fuzz *f)
+{
+	memset(f->in_iommu, false, sizeof(f->in_iommu));
+	memset(f->alone, false, sizeof(f->alone));
 }
 
 static void model_write(struct fuzz *f, u64 page)
@@ -235,6 +250,7 @@ static void model_write(struct fuzz *f, u64 page)
 
 	f->must[page] = true;
 	f->may[page] = true;
+	f->in_iommu[page] = true;
 
 	/* All IOPTEs that @page can be in */
 	for (size = pgsize; size <= HUGE_PAGES * pgsize; size <<= 1) {
@@ -242,7 +258,8 @@ static void model_write(struct fuzz *f, u64 page)
 			continue;
 
 		first = page & ~(size / pgsize - 1);
-		if (first < m->first || first + size / pgsize > map_end(m))
+		if (first < m->first || first + size / pgsize > map_end(m) ||
+		    memchr(f->alone + first, true, size / pgsize))
 			continue;
 
 		memset(f->may + first, true, size / pgsize);
@@ -258,6 +275,8 @@ static void model_forget(struct fuzz *f, struct mapping *m)
 		f->owner[page] = NULL;
 		f->must[page] = false;
 		f->may[page] = false;
+		f->in_iommu[page] = false;
+		f->alone[page] = false;
 	}
 
 	if (m == last)
@@ -568,6 +587,7 @@ static void step_stop(struct fuzz *f)
 	trace(f, "STOP");
 	expect(f, "STOP", log_ioctl(f, VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, NULL), 0);
 	f->tracking = false;
+	model_whole(f);
 }
 
 /* Returns whether the log was read. */
@@ -616,8 +636,11 @@ static void model_cleared(struct fuzz *f, u64 first, u64 npages, const u8 *mask)
 	u64 i;
 
 	for (i = 0; i < npages; i++) {
-		if (f->owner[first + i] && (!mask || bit_get(mask, i)))
-			model_clean(f, first + i);
+		if (!f->owner[first + i] || (mask && !bit_get(mask, i)))
+			continue;
+
+		f->alone[first + i] |= mask && f->splits && f->in_iommu[first + i];
+		model_clean(f, first + i);
 	}
 }
 
@@ -762,6 +785,7 @@ static void group_changed(struct fuzz *f)
 	u64 page;
 
 	iommu_dirty_log_info(f->iommu, &f->log);
+	model_whole(f);
 
 	for (page = 0; page < FUZZ_PAGES; page++) {
 		if (!f->owner[page] || !f->tracking)
@@ -1155,6 +1179,7 @@ FIXTURE_SETUP(vfio_dirty_log_fuzz)
 	iommu_dirty_log_info(f->iommu, &f->log);
 	if (want && *want)
 		ASSERT_EQ(!strcmp(want, "hw"), f->log.hw);
+	f->splits = dirty_log_splits_on_clear();
 
 	self->iovas = iova_allocator_init(f->iommu);
 

@@ -12,6 +12,11 @@
  *          chunk of pages just before they are sent: what is written before that
  *          costs nothing. Only writes that come between the CLEAR of a chunk and
  *          the copy of their page, in the same chunk, are for nothing.
+ *  split   the same, and CLEAR_BITMAP splits large leaves of the IOMMU's page table
+ *          (the module parameter split_on_clear, which "manual" has switched off)
+ *
+ * With -l the leaves have 2 MiB or 1 GiB: one write makes all of a leaf dirty. Of a
+ * mapping of 1 GiB only the first -m MiB are copied.
  *
  * The log and the DMA are real, time is not. Sending one page takes one tick. After
  * each tick the device makes its writes, and it makes none at any other time: -W
@@ -35,6 +40,7 @@
  * dirty when they come by: what it sends has changed, and what is sent beyond that,
  * "redundant", is already there.
  */
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,8 +57,7 @@
 
 #include "kselftest.h"
 
-/* Off by a small page, so that all leaves of the IOMMU's page table are small */
-#define TEST_IOVA	(16UL * SZ_1G + SZ_4K)
+#define TEST_IOVA	(16UL * SZ_1G)
 #define PAGE		SZ_4K
 
 /* QEMU's granularity of a CLEAR, and that of the bitmap's words */
@@ -74,12 +79,22 @@ enum writers {
 
 static const char * const writer_names[] = { "hot", "uniform", "sweep" };
 
+enum modes {
+	GET,
+	MANUAL,
+	SPLIT,
+};
+
+static const char * const mode_names[] = { "get", "manual", "split" };
+
 struct sim {
 	struct iommu *iommu;
 	struct vfio_pci_device *device;
 	struct dma_region src;
 	struct dma_region mem;
-	u64 npages;
+	u64 npages, leaf;
+	/* What is mapped, "mem" and perhaps more */
+	u64 map_size;
 	u8 *copy;
 	u64 *bitmap;
 
@@ -198,11 +213,11 @@ static void read_log(struct sim *s, u64 chunk)
 {
 	u64 page;
 
-	memset(s->bitmap, 0, DIRTY_LOG_BITMAP_BYTES(s->npages));
+	memset(s->bitmap, 0, DIRTY_LOG_BITMAP_BYTES(s->map_size / PAGE));
 	if (chunk)
 		iommu_dirty_log_get_noclear(s->iommu, s->mem.iova, s->mem.size, s->bitmap);
 	else
-		iommu_dirty_log_get(s->iommu, s->mem.iova, s->mem.size, s->bitmap);
+		iommu_dirty_log_get(s->iommu, s->mem.iova, s->map_size, s->bitmap);
 
 	/* At this moment there is no DMA: what has changed is dirty. */
 	for (page = 0; page < s->npages; page++)
@@ -210,11 +225,21 @@ static void read_log(struct sim *s, u64 chunk)
 				 "page %lu is not in the log\n", page);
 }
 
-/* @chunk 0: GET_BITMAP */
-static void migrate(struct sim *s, enum writers writer, u64 chunk, u64 seed)
+static void split_on_clear(bool on)
+{
+	int fd = open("/sys/module/vfio_iommu_type1/parameters/split_on_clear", O_WRONLY);
+
+	VFIO_ASSERT_EQ(write(fd, on ? "Y" : "N", 1), 1);
+	close(fd);
+}
+
+/* @chunk: with GET_BITMAP, 0 */
+static void migrate(struct sim *s, enum writers writer, enum modes mode, u64 chunk, u64 seed)
 {
 	u64 rounds, dirty;
 	u64 i;
+
+	split_on_clear(mode == SPLIT);
 
 	s->writer = writer;
 	s->rng = seed;
@@ -252,10 +277,17 @@ static void migrate(struct sim *s, enum writers writer, u64 chunk, u64 seed)
 	VFIO_ASSERT_EQ(count_dirty(s, 0, s->npages), 0);
 	iommu_dirty_log_stop(s->iommu);
 
-	printf("%s\t%s\t%lu\t%lu\t%lu\t%lu\t%lu\t%lu\t%lu\n", writer_names[writer],
-	       chunk ? "manual" : "get", chunk ?: s->npages, seed, s->sent,
-	       s->sent - s->redundant, s->redundant, rounds, dirty);
+	printf("%s\t%s\t%lu\t%lu\t%lu\t%lu\t%lu\t%lu\t%lu\t%lu\n", writer_names[writer],
+	       mode_names[mode], chunk ?: s->npages, seed, s->sent,
+	       s->sent - s->redundant, s->redundant, rounds, dirty, s->leaf / SZ_1K);
 	fflush(stdout);
+}
+
+static void migrate_manual(struct sim *s, enum writers writer, u64 chunk, u64 seed)
+{
+	migrate(s, writer, MANUAL, chunk, seed);
+	if (s->leaf > PAGE)
+		migrate(s, writer, SPLIT, chunk, seed);
 }
 
 static void map_region(struct sim *s, struct dma_region *region, iova_t iova,
@@ -264,14 +296,15 @@ static void map_region(struct sim *s, struct dma_region *region, iova_t iova,
 	region->vaddr = mmap(NULL, size, PROT_READ | PROT_WRITE,
 			     MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE | flags, -1, 0);
 	if (region->vaddr == MAP_FAILED)
-		ksft_exit_skip("%lu free huge pages of 2 MiB needed\n", size / SZ_2M);
+		ksft_exit_skip("huge pages of 2 MiB needed, %lu of them, or one of 1 GiB\n",
+			       size / SZ_2M);
 
 	region->iova = iova;
 	region->size = size;
 	iommu_map(s->iommu, region);
 }
 
-static void sim_init(struct sim *s, const char *bdf, u64 size)
+static void sim_init(struct sim *s, const char *bdf)
 {
 	struct iommu_dirty_log_info log;
 	struct iova_allocator *iovas;
@@ -291,21 +324,41 @@ static void sim_init(struct sim *s, const char *bdf, u64 size)
 	map_region(s, &s->device->driver.region, iova_allocator_alloc(iovas, SZ_2M),
 		   SZ_2M, 0);
 	map_region(s, &s->src, iova_allocator_alloc(iovas, PAGE), PAGE, 0);
-	map_region(s, &s->mem, TEST_IOVA, size, MAP_HUGETLB | MAP_HUGE_2MB);
 	iova_allocator_cleanup(iovas);
 	vfio_pci_driver_init(s->device);
+}
 
+static void sim_map(struct sim *s, u64 size)
+{
+	/* Where no larger leaf fits, it is off by a small page. */
+	iova_t iova = TEST_IOVA + (s->leaf == PAGE ? PAGE : 0);
+
+	s->map_size = max(size, s->leaf);
+	map_region(s, &s->mem, iova, s->map_size,
+		   MAP_HUGETLB | (s->leaf > SZ_2M ? MAP_HUGE_1GB : MAP_HUGE_2MB));
+	s->mem.size = size;
 	s->npages = size / PAGE;
 	s->copy = calloc_assert(size, 1);
-	s->bitmap = calloc_assert(DIRTY_LOG_BITMAP_BYTES(s->npages), 1);
+	s->bitmap = calloc_assert(DIRTY_LOG_BITMAP_BYTES(s->map_size / PAGE), 1);
 	s->changed = calloc_assert(s->npages, sizeof(*s->changed));
+}
+
+static void sim_unmap(struct sim *s)
+{
+	s->mem.size = s->map_size;
+	iommu_unmap(s->iommu, &s->mem);
+	VFIO_ASSERT_EQ(munmap(s->mem.vaddr, s->map_size), 0);
+	free(s->copy);
+	free(s->bitmap);
+	free(s->changed);
 }
 
 static void help(const char *name)
 {
 	printf("usage: %s [-m MiB] [-s seeds] [-w writer] [-c chunk_pages]\n"
-	       "       [-B pages] [-W writes] [bdf]\n"
-	       "Memory in multiples of 2 MiB, chunks in powers of 2 from 64 pages on.\n",
+	       "       [-B pages] [-W writes] [-l KiB[,KiB...]] [bdf]\n"
+	       "Memory in multiples of 2 MiB, chunks in powers of 2 from 64 pages on,\n"
+	       "leaves of 4, 2048 and 1048576 KiB.\n",
 	       name);
 	exit(KSFT_FAIL);
 }
@@ -316,11 +369,12 @@ int main(int argc, char *argv[])
 	u64 mib = 4, seeds = 1, only_chunk = 0;
 	struct sim s = { .writes = 1, .sends = 2 };
 	const char *only_writer = NULL;
+	char *leaves = "4", *leaf;
 	u64 seed, chunk;
 	int writer;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "m:s:w:c:B:W:")) != -1) {
+	while ((opt = getopt(argc, argv, "m:s:w:c:B:W:l:")) != -1) {
 		switch (opt) {
 		case 'm':
 			mib = atoi(optarg);
@@ -340,6 +394,9 @@ int main(int argc, char *argv[])
 		case 'W':
 			s.writes = atoi(optarg);
 			break;
+		case 'l':
+			leaves = optarg;
+			break;
 		default:
 			help(argv[0]);
 		}
@@ -353,26 +410,35 @@ int main(int argc, char *argv[])
 	    only_chunk % MIN_CHUNK || only_chunk & (only_chunk - 1))
 		help(argv[0]);
 
-	sim_init(&s, bdf, mib * SZ_1M);
+	sim_init(&s, bdf);
 
-	printf("writer\tmode\tchunk_pages\tseed\tsent\toracle\tredundant\trounds\tdirty_at_stop\n");
+	printf("writer\tmode\tchunk_pages\tseed\tsent\toracle\tredundant\trounds\tdirty_at_stop\tleaf_kib\n");
 
-	for (writer = 0; writer < NR_WRITERS; writer++) {
-		if (only_writer && strcmp(only_writer, writer_names[writer]))
-			continue;
+	leaves = strdup(leaves);
+	while ((leaf = strtok_r(leaves, ",", &leaves))) {
+		s.leaf = strtoull(leaf, NULL, 0) * SZ_1K;
+		if (s.leaf != PAGE && s.leaf != SZ_2M && s.leaf != SZ_1G)
+			help(argv[0]);
+		sim_map(&s, mib * SZ_1M);
+		for (writer = 0; writer < NR_WRITERS; writer++) {
+			if (only_writer && strcmp(only_writer, writer_names[writer]))
+				continue;
 
-		for (seed = 1; seed <= seeds; seed++) {
-			migrate(&s, writer, 0, seed);
+			for (seed = 1; seed <= seeds; seed++) {
+				migrate(&s, writer, GET, 0, seed);
 
-			for (chunk = MIN_CHUNK; chunk <= s.npages; chunk *= 2) {
-				if (!only_chunk || chunk == only_chunk)
-					migrate(&s, writer, chunk, seed);
+				for (chunk = MIN_CHUNK; chunk <= s.npages; chunk *= 2) {
+					if (!only_chunk || chunk == only_chunk)
+						migrate_manual(&s, writer, chunk, seed);
+				}
+				/* Everything at once, where that is no power of 2 */
+				if (!only_chunk && chunk / 2 != s.npages)
+					migrate_manual(&s, writer, s.npages, seed);
 			}
-			/* Everything at once, where that is no power of 2 */
-			if (!only_chunk && chunk / 2 != s.npages)
-				migrate(&s, writer, s.npages, seed);
 		}
+		sim_unmap(&s);
 	}
+	split_on_clear(true);
 
 	vfio_pci_device_cleanup(s.device);
 	iommu_cleanup(s.iommu);

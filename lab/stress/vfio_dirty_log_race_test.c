@@ -666,6 +666,12 @@ TEST_F_TIMEOUT(large, same_memory_many_times, TIMEOUT)
 	iommu_dirty_log_clear(e->iommu, base, size, mask);
 	TH_LOG("CLEAR: %.2f s", now() - t);
 
+	/* The leaves that were dirty log by page now. */
+	if (e->split_on_clear) {
+		leaf = 1;
+		exact = true;
+	}
+
 	dma_write(e, base + pages[3] * SZ_4K);
 	memset(bitmap, 0, bytes);
 	t = now();
