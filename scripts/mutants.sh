@@ -5,76 +5,64 @@
 prepare
 "$TOP/scripts/qemu.sh"
 "$TOP/scripts/kernel.sh"
-[ -e "$BASE_DIR/kunit/.config" ] || long KUnit 8 "$TOP/scripts/kunit.sh"
 
 work=$BUILD/mutants
 base=$(basename "$(readlink -f "$BASE_DIR")")
 rm -rf "$work"
 mkdir -p "$work/diffs"
-passed=0 failed=0
+passed=0 failed=0 skipped=0
 names=("no fault") tests=("") machines=("")
 
-# A fault's number is its place in this list.
+# A fault's number is its place in the list of all, so that what was built for some of
+# them serves the others.
+n=0
 for diff in "$TOP"/lab/mutants/*.diff; do
+	n=$((n + 1))
 	name=$(basename "$diff" .diff)
-	[ -z "${ONLY:-}" ] || [[ " $ONLY " = *" $name "* ]] || continue
-	n=${#names[@]}
-	names+=("$name")
-	tests+=("$(sed -n 's/^# caught by: *//p' "$diff")")
-	[ -n "${tests[n]}" ] || die "$name: no test"
-	machine=$(sed -n 's/^# machine: *//p' "$diff")
-	if [[ ${tests[n]} = *' '* ]]; then machines+=("${machine:-hw}"); else machines+=(kunit); fi
 	sed "s/\<MUTANT\>/mutant($n)/g" "$diff" >"$work/diffs/$(printf %03d "$n")-$name.diff"
+	names[n]=$name
+	tests[n]=$(sed -n 's/^# caught by: *//p' "$diff")
+	[ -n "${tests[n]}" ] || die "$name: no test"
+	machines[n]=$(sed -n 's/^# machine: *//p' "$diff")
+	[ -n "${machines[n]}" ] || { [[ ${tests[n]} = *' '* ]] && machines[n]=hw; } || machines[n]=kunit
+	[ -z "${ONLY:-}" ] || [[ " $ONLY " = *" $name "* ]] || machines[n]=
 done
 
-for dir in obj kunit; do
+# lane MACHINE: the numbers of its faults, in the array numbers
+lane() {
+	local n
+	numbers=()
+	for n in "${!names[@]}"; do [ "${machines[n]}" != "$1" ] || numbers+=("$n"); done
+	[ ${#numbers[@]} -gt 0 ]
+}
+
+# kernel DIRECTORY TARGET...: the one in there with all faults, in DIRECTORY-mutants
+kernel() {
+	local dir=$1
+	shift
 	[ -e "$BASE_DIR/$dir-mutants" ] || {
 		rm -rf "$BASE_DIR/tmp.mutants"
 		cp -a "$BASE_DIR/$dir" "$BASE_DIR/tmp.mutants"
 		rm -rf "$BASE_DIR/tmp.mutants/boot"
 		mv "$BASE_DIR/tmp.mutants" "$BASE_DIR/$dir-mutants"
 	}
-done
-
-# The changed files are mounted over the tree's, in there only.
-# shellcheck disable=SC2016 # expands in the environment
-long "kernels with ${#names[@]} faults" 5 enter bash -euc '
-	cd /src/linux
-	new=/tmp/new objects=/cache/$1
-	declare="#ifndef mutant\nextern unsigned int mutant_nr;\n#define mutant(_nr) unlikely(READ_ONCE(mutant_nr) == (_nr))\n#endif"
-	install -D -m 644 drivers/iommu/iommu.c $new/drivers/iommu/iommu.c
-	# Each is a diff against the tree without the others: hunk by hunk, from the end of a
-	# file to its beginning, line numbers stay right.
-	for diff in /checkout/build/mutants/diffs/*.diff; do
-		for file in $(sed -n "s,^+++ b/,,p" "$diff"); do
-			install -D -m 644 "$file" "/tmp/one/$file"
-			install -D -m 644 "$file" "$new/$file"
-		done
-		patch -s -p1 -d /tmp/one <"$diff" || { echo "does not apply: $diff" && exit 1; }
-		for file in $(sed -n "s,^+++ b/,,p" "$diff"); do
-			mkdir -p "/tmp/hunks/$file"
-			diff -U0 "$file" "/tmp/one/$file" | awk -v dir="/tmp/hunks/$file" "
-				/^@@/ { split(\$2, at, /[-,]/); out = sprintf(\"%s/%07d\", dir, at[2]); print \"--- a\n+++ b\" >out }
-				out { print >out }" || :
-		done
-	done
-	find /tmp/hunks -type f | sort -r | while read -r hunk; do
-		file=${hunk#/tmp/hunks/}
-		patch -s -F0 "$new/${file%/*}" <"$hunk" || { echo "two faults in one place: $hunk" && exit 1; }
-	done
-	for file in $(cd $new && find . -name "*.[ch]"); do
-		sed -i "1i $declare" "$new/$file"
-		[ "$file" != ./drivers/iommu/iommu.c ] ||
-			printf "%s\n" "#include <linux/moduleparam.h>" "unsigned int mutant_nr;" \
-				"core_param(mutant, mutant_nr, uint, 0644);" >>"$new/$file"
-		mount --bind "$new/$file" "$file"
-	done
-	export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=vfio KBUILD_BUILD_HOST=vfio
-	make -s O=$objects/obj-mutants -j "$JOBS" bzImage
-	make -s O=$objects/kunit-mutants ARCH=um -j "$JOBS"
-	mkdir -p $objects/obj-mutants/boot
-	cp $objects/obj-mutants/arch/x86/boot/bzImage $objects/obj-mutants/boot/
-' mutants "$base" || die "the mutants could not be built (build/logs)"
+	# shellcheck disable=SC2016 # expands in the environment
+	long "$dir with $((${#names[@]} - 1)) faults" 5 enter bash -euc '
+		obj=/cache/$1
+		shift
+		/checkout/lab/mutants/plant /checkout/build/mutants/diffs
+		cd /src/linux
+		export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=vfio KBUILD_BUILD_HOST=vfio
+		if [[ $obj = */obj-mutants ]]; then
+			# The tests of iommufd need its mock.
+			scripts/config --file $obj/.config -e RUNTIME_TESTING_MENU -e IOMMUFD_TEST
+			make -s O=$obj olddefconfig
+			make -s O=$obj headers
+			make -s -C tools/testing/selftests O=$obj KDIR=$obj TARGETS=iommu INSTALL_PATH=$obj/install install
+		fi
+		make -s O=$obj -j "$JOBS" "$@"
+	' mutants "$base/$dir-mutants" "$@" || die "the mutants could not be built (build/logs)"
+}
 
 # verdict NUMBER RC: whether the test's result is the right one
 verdict() {
@@ -89,6 +77,13 @@ verdict() {
 	fi
 }
 
+# skip MACHINE REASON
+skip() {
+	lane "$1" || return 0
+	skipped=$((skipped + ${#numbers[@]}))
+	say "skipped $1, ${#numbers[@]} faults: $2"
+}
+
 # kunit NUMBER SUITE[.CASE]: run KUnit's kernel
 kunit() {
 	local out=$LOGS/mutant-$1-kunit.out rc=0
@@ -99,23 +94,33 @@ kunit() {
 	verdict "$1" "$rc"
 }
 
-# guest hw|pessimistic NUMBER...: boot until all of them were switched on. When the kernel
-# dies, that is a verdict, and the others get another boot.
+# guest KERNEL MACHINE [NAME=VALUE]: boot until all of its faults were switched on. When the
+# kernel dies, that is a verdict, and the others get another boot.
 guest() {
-	local machine=$1 from=1 lines n tap
-	shift
+	local dir=$1 log=${2##*-} iommu=${2%-*} from=1 lines n tap rc
+	shift 2
+	[ "$iommu" != "$log" ] || iommu=vtd
+	rm -rf "$work/root"
 	mkdir -p "$work/root/mutants"
 	install -m 755 "$TOP/lab/mutants/run" "$work/root/mutants/run"
+	[ ! -e "$BASE_DIR/$dir-mutants/install/iommu" ] || {
+		mkdir "$work/root/kselftest"
+		cp -a "$BASE_DIR/$dir-mutants/install/iommu" "$work/root/kselftest/"
+	}
 	{
-		for n; do echo "0 ${tests[n]}"; done | sort -u
-		for n; do echo "$n ${tests[n]}"; done
+		for n in "${numbers[@]}"; do echo "0 ${tests[n]}"; done | sort -u
+		for n in "${numbers[@]}"; do echo "$n ${tests[n]}"; done
 	} >"$work/root/mutants/list"
 	lines=$(wc -l <"$work/root/mutants/list")
 	enter bash -euc 'cd /checkout/build/mutants/root && find . | cpio --quiet -o -H newc' >"$work/cpio"
-	cat "$BASE_DIR/obj/boot/initramfs" "$work/cpio" >"$BASE_DIR/obj-mutants/boot/initramfs"
-	tap=$LOGS/vm-$machine-mutants-mutants.tap
+	mkdir -p "$BASE_DIR/$dir-mutants/boot"
+	cat "$BASE_DIR/$dir/boot/initramfs" "$work/cpio" >"$BASE_DIR/$dir-mutants/boot/initramfs"
+	cp "$BASE_DIR/$dir-mutants"/arch/*/boot/{bzImage,Image} "$BASE_DIR/$dir-mutants/boot/" 2>/dev/null || :
+	tap=$LOGS/vm-$iommu-$log-mutants-${dir#obj-}-mutants.tap
+	[ "$dir" != obj ] || tap=$LOGS/vm-$iommu-$log-mutants-mutants.tap
 	while [ "$from" -le "$lines" ]; do
-		VARIANT=mutants LIMIT=3600 "$TOP/scripts/vm.sh" "$machine" mutants "from=$from" >"$work/boot" 2>&1 || :
+		IOMMU=$iommu VARIANT=mutants LIMIT=7200 \
+			"$TOP/scripts/vm.sh" "$log" mutants "from=$from" "$@" >"$work/boot" 2>&1 || :
 		while read -r n rc; do
 			tests[0]=$(sed -n "${from}s/^0 //p" "$work/root/mutants/list")
 			verdict "$n" "$rc"
@@ -124,24 +129,39 @@ guest() {
 		[ "$from" -le "$lines" ] || break
 		n=$(sed -n "${from}s/ .*//p" "$work/root/mutants/list")
 		# It was running, or the boot itself failed
-		if grep -q "^# mutant $n" "$tap"; then verdict "$n" "the kernel died"; else die "no boot (build/logs/vm-$machine-mutants*)"; fi
+		grep -q "^# mutant $n" "$tap" || die "no boot (${tap#"$TOP/"})"
+		verdict "$n" "the kernel died"
 		from=$((from + 1))
 	done
 }
 
-for t in $(for n in "${!tests[@]}"; do [ "${machines[n]}" != kunit ] || echo "${tests[n]}"; done | sort -u); do
-	tests[0]=$t
-	kunit 0 "$t"
+if lane kunit; then
+	[ -e "$BASE_DIR/kunit/.config" ] || long KUnit 8 "$TOP/scripts/kunit.sh"
+	kernel kunit ARCH=um
+	for t in $(for n in "${numbers[@]}"; do echo "${tests[n]}"; done | sort -u); do
+		tests[0]=$t
+		kunit 0 "$t"
+	done
+	for n in "${numbers[@]}"; do kunit "$n" "${tests[n]}"; done
+fi
+kernel obj bzImage
+for machine in hw pessimistic; do
+	! lane $machine || guest obj $machine
 done
-for machine in kunit hw pessimistic; do
-	numbers=()
-	for n in "${!names[@]}"; do [ "${machines[n]}" != $machine ] || numbers+=("$n"); done
-	[ ${#numbers[@]} -gt 0 ] || continue
-	if [ $machine = kunit ]; then
-		for n in "${numbers[@]}"; do kunit "$n" "${tests[n]}"; done
-	else
-		guest $machine "${numbers[@]}"
-	fi
-done
-say "$passed passed, $failed failed"
+if ! can_log amd; then
+	skip amd-hw "the emulator has no amd-iommu that tracks dirty pages"
+	skip "amd-hw bdf=0000:04:01.0" "the same"
+else
+	! lane amd-hw || guest obj amd-hw
+	! lane "amd-hw bdf=0000:04:01.0" || guest obj amd-hw bdf=0000:04:01.0
+fi
+if ! can_log smmuv3; then
+	skip smmuv3-hw "the emulator has no SMMUv3 that tracks dirty pages"
+elif [ ! -e "$BASE_DIR/obj-arm64/boot/key" ]; then
+	skip smmuv3-hw "no kernel, scripts/kernel.sh arm64 makes it"
+elif lane smmuv3-hw; then
+	kernel obj-arm64 ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- Image
+	guest obj-arm64 smmuv3-hw
+fi
+say "$passed passed, $failed failed${skipped:+, $skipped skipped}"
 [ $failed = 0 ]
