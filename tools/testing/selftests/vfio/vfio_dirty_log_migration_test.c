@@ -35,6 +35,7 @@
 
 #include <linux/mman.h>
 #include <linux/prandom.h>
+#include <linux/align.h>
 #include <linux/sizes.h>
 #include <linux/vfio.h>
 

@@ -243,13 +243,16 @@ void dirty_log_check_all(struct dirty_log *log)
 void dirty_log_clear(struct dirty_log *log, iova_t iova, u64 npages, const void *mask)
 {
 	u64 bytes = DIRTY_LOG_BITMAP_BYTES(npages);
-	u8 *bits = malloc_assert(bytes);
+	u8 *bits = malloc_assert(2 * bytes);
 
 	memset(bits, 0xff, bytes);
 	if (mask)
 		memcpy(bits, mask, bytes);
+	memcpy(bits + bytes, bits, bytes);
 
 	VFIO_ASSERT_EQ(dirty_log_call(log, DIRTY_LOG_CLEAR, iova, npages, bits), 0);
+	/* Only read: a GET would have written to it */
+	VFIO_ASSERT_EQ(memcmp(bits, bits + bytes, bytes), 0);
 	dirty_log_model_clear(log, iova, npages, bits);
 	free(bits);
 }
