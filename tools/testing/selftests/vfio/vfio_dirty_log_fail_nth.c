@@ -239,7 +239,8 @@ static void check(struct __test_metadata *_metadata, Fixture *self, const u8 *bi
 /* At least this many steps of the call can fail. */
 static void finish(struct __test_metadata *_metadata, Fixture *self, unsigned int least)
 {
-	TH_LOG("one by one, %u failures injected, %u of them without effect", self->injected, self->absorbed);
+	TH_LOG("one by one, %u failures injected, %u of them without effect",
+	       self->injected, self->absorbed);
 	EXPECT_LE(least, self->injected - self->absorbed);
 }
 

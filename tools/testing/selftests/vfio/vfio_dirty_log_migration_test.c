@@ -185,7 +185,8 @@ static void worker_end(struct worker *w)
 /* Concurrent calls may find a mapping cut in two, or one there already. */
 static void race_result(struct worker *w, int ret)
 {
-	VFIO_ASSERT_TRUE(!ret || ret == -EINVAL || ret == -EEXIST, "racer %lu: %d\n", w->index, ret);
+	VFIO_ASSERT_TRUE(!ret || ret == -EINVAL || ret == -EEXIST,
+			 "racer %lu: %d\n", w->index, ret);
 	w->good += !ret;
 }
 

@@ -506,7 +506,7 @@ int main(int argc, char *argv[])
 		list = strdup(sizes);
 		while ((mib = strtok_r(list, ",", &list))) {
 			size = strtoull(mib, NULL, 0) * SZ_1M;
-			perf.bitmap_size = DIRTY_LOG_BITMAP_BYTES(max(size, (u64)PAGE) / PAGE);
+			perf.bitmap_size = DIRTY_LOG_BITMAP_BYTES(max_t(u64, size, PAGE) / PAGE);
 			perf.bitmap = calloc_assert(1, perf.bitmap_size);
 			perf.expect = calloc_assert(1, perf.bitmap_size);
 

@@ -385,7 +385,8 @@ TEST_F_TIMEOUT(vfio_dirty_log, show, TIMEOUT)
 
 		printf("# %6lu - %6lu", first, page);
 		for (i = 0; i < COLUMNS; i++)
-			printf("  %-*s", i + 1 < COLUMNS ? 7 : 0, bit_get(bits[i], page) ? words[i] : "-");
+			printf("  %-*s", i + 1 < COLUMNS ? 7 : 0,
+			       bit_get(bits[i], page) ? words[i] : "-");
 		printf("\n");
 		first = page + 1;
 	}
@@ -638,7 +639,9 @@ TEST_F_TIMEOUT(vfio_dirty_log, subrange, TIMEOUT)
 	struct dirty_log *log = &self->log;
 	struct dirty_log_mapping *m = self->m;
 	const u64 first = m->npages / 4 - 13, end = m->npages / 2 + 77;
-	const u64 writes[] = { 0, first - 1, first, (first + end) / 2, end - 1, end, m->npages - 1 };
+	const u64 writes[] = {
+		0, first - 1, first, (first + end) / 2, end - 1, end, m->npages - 1
+	};
 	iova_t iova = dirty_log_iova(log, m, first);
 	int round, i;
 
@@ -696,7 +699,7 @@ TEST_F_TIMEOUT(vfio_dirty_log, unmap_and_map, TIMEOUT)
 			ASSERT_EQ(0, __iommu_unmap_get_dirty(log->iommu, &m->dma, bits, &unmapped));
 			EXPECT_EQ(m->dma.size, unmapped);
 			EXPECT_EQ(NULL, dirty_log_model_compare(log, m->dma.iova, m->npages,
-								   bits, poison));
+								bits, poison));
 			EXPECT_EQ(poison, bits[DIRTY_LOG_BITMAP_BYTES(m->npages)]);
 			dirty_log_model_forget(m);
 		}
@@ -836,7 +839,8 @@ TEST_F_TIMEOUT(vfio_dirty_log_ranges, read_clear_unmap, TIMEOUT)
 			else if (whole)
 				dirty_log_check(log, DIRTY_LOG_GET, iova, n);
 			else
-				EXPECT_EQ(-EINVAL, dirty_log_call(log, DIRTY_LOG_GET, iova, n, bitmap)) {
+				EXPECT_EQ(-EINVAL, dirty_log_call(log, DIRTY_LOG_GET, iova, n,
+								  bitmap)) {
 					TH_LOG("%lu pages at iova 0x%lx", n, iova);
 				}
 			dirty_log_check(log, DIRTY_LOG_NOCLEAR, iova, n);
@@ -1027,7 +1031,9 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_pointers, TIMEOUT)
 	struct dirty_log *log = &self->log;
 	const size_t page = getpagesize();
 	/* In the first page of the bitmap, in both, in the second */
-	const struct pages pages[] = { { 0, 130 }, { 8 * page - 64, 128 }, { 8 * page + 7000, 64 } };
+	const struct pages pages[] = {
+		{ 0, 130 }, { 8 * page - 64, 128 }, { 8 * page + 7000, 64 }
+	};
 	u64 npages = pages[2].first + pages[2].npages;
 	struct vfio_iommu_type1_dirty_bitmap_get range = {
 		.iova = DIRTY_LOG_IOVA,
@@ -1174,7 +1180,8 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 	dirty_log_write(log, m, 7);
 	for (i = 0; i < ARRAY_SIZE(argszs); i++)
 		for (f = 0; f < 3; f++)
-			EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argszs[i], reading[f], &good)) {
+			EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argszs[i],
+								   reading[f], &good)) {
 				TH_LOG("flag 0x%x, argsz %u", reading[f], argszs[i]);
 			}
 	EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argsz - 1, DIRTY_LOG_STOP, NULL));

@@ -70,7 +70,7 @@ static void write_leaf(struct dirty_log *log, struct dirty_log_mapping *m, u64 p
 
 	for (; p < end; p++)
 		if (p == page || !m->alone[p])
-			m->state[p] = max(m->state[p], (u8)state);
+			m->state[p] = max_t(u8, m->state[p], state);
 }
 
 void dirty_log_model_write(struct dirty_log *log, struct dirty_log_mapping *m, u64 page)
@@ -113,7 +113,7 @@ void dirty_log_model_error(struct dirty_log *log)
 	list_for_each_entry(m, &log->mappings, link) {
 		memset(m->in_iommu, false, m->npages);
 		for (page = 0; page < m->npages; page++)
-			m->state[page] = max(m->state[page], (u8)PAGE_EITHER);
+			m->state[page] = max_t(u8, m->state[page], PAGE_EITHER);
 	}
 }
 
