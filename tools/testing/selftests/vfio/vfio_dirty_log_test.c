@@ -1178,19 +1178,23 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 
 	/* argsz, and flags: one of the five is the only right thing. */
 	dirty_log_write(log, m, 7);
-	for (i = 0; i < ARRAY_SIZE(argszs); i++)
-		for (f = 0; f < 3; f++)
+	for (i = 0; i < ARRAY_SIZE(argszs); i++) {
+		for (f = 0; f < 3; f++) {
 			EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argszs[i],
 								   reading[f], &good)) {
 				TH_LOG("flag 0x%x, argsz %u", reading[f], argszs[i]);
 			}
+		}
+	}
 	EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argsz - 1, DIRTY_LOG_STOP, NULL));
-	for (i = 0; i < 5; i++)
-		for (f = 0; f < i; f++)
+	for (i = 0; i < 5; i++) {
+		for (f = 0; f < i; f++) {
 			EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argsz + sizeof(good),
 								   1U << i | 1U << f, &good)) {
 				TH_LOG("flags 0x%x", 1U << i | 1U << f);
 			}
+		}
+	}
 	EXPECT_EQ(-1, ioctl(log->iommu->container_fd, VFIO_IOMMU_DIRTY_PAGES, NULL));
 	EXPECT_EQ(EFAULT, errno);
 	dirty_log_check_all(log);
@@ -1244,7 +1248,7 @@ static void limit_memory(u64 room)
 /* START, and MAP while the log runs, where there is no memory for their bitmaps */
 static int memory_cgroup_child(void)
 {
-	struct dma_region regions[128] = {};
+	struct dma_region regions[48] = {};
 	void *vaddr = dirty_log_alloc(SZ_1G, MAP_HUGETLB | MAP_HUGE_1GB);
 	u64 *bitmap = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(SZ_1G / getpagesize()));
 	struct dirty_log log;
@@ -1263,14 +1267,14 @@ static int memory_cgroup_child(void)
 	}
 	VFIO_ASSERT_EQ(mlockall(MCL_CURRENT), 0);
 
-	limit_memory(SZ_512K);
+	limit_memory(SZ_256K);
 	VFIO_ASSERT_EQ(__iommu_dirty_log_start(log.iommu), -ENOMEM);
 	VFIO_ASSERT_EQ(dirty_log_call(&log, DIRTY_LOG_GET, DIRTY_LOG_IOVA,
 				      SZ_1G / log.info.pgsize, bitmap), -EINVAL);
 
 	write_file("memory.max", "max");
 	iommu_dirty_log_start(log.iommu);
-	limit_memory(SZ_512K);
+	limit_memory(SZ_256K);
 	for (ret = 0; !ret && i > ARRAY_SIZE(regions) / 2; i--)
 		ret = __iommu_map(log.iommu, &regions[i - 1]);
 	VFIO_ASSERT_EQ(ret, -ENOMEM);
@@ -1278,38 +1282,46 @@ static int memory_cgroup_child(void)
 	return KSFT_PASS;
 }
 
+FIXTURE(vfio_dirty_log_memory) {
+	char root[32];
+};
+
+FIXTURE_SETUP(vfio_dirty_log_memory)
+{
+	strcpy(self->root, "/tmp/cgroup.XXXXXX");
+	ASSERT_NE(NULL, mkdtemp(self->root));
+	if (mount("none", self->root, "cgroup2", 0, NULL)) {
+		rmdir(self->root);
+		SKIP(return, "no cgroup2: %s", strerror(errno));
+	}
+	ASSERT_EQ(0, chdir(self->root));
+	write_file("cgroup.subtree_control", "+memory");
+	ASSERT_EQ(0, mkdir("vfio_dirty_log_test", 0700));
+	ASSERT_EQ(0, chdir("vfio_dirty_log_test"));
+}
+
+FIXTURE_TEARDOWN(vfio_dirty_log_memory)
+{
+	EXPECT_EQ(0, chdir(self->root));
+	EXPECT_EQ(0, rmdir("vfio_dirty_log_test"));
+	EXPECT_EQ(0, chdir("/"));
+	EXPECT_EQ(0, umount(self->root));
+	EXPECT_EQ(0, rmdir(self->root));
+}
+
 /*
  * What grows with the mappings is charged to the user's memory cgroup. Catches a
  * user that is killed where a call can fail.
  */
-TEST(memory_cgroup)
+TEST_F_TIMEOUT(vfio_dirty_log_memory, limited, TIMEOUT)
 {
-	char root[] = "/tmp/cgroup.XXXXXX";
+	pid_t pid = fork();
 	int status;
-	pid_t pid;
 
-	ASSERT_NE(NULL, mkdtemp(root));
-	ASSERT_EQ(0, chdir(root));
-	if (mount("none", ".", "cgroup2", 0, NULL) || chdir(root) ||
-	    access("cgroup.subtree_control", W_OK)) {
-		rmdir(root);
-		SKIP(return, "no cgroup2: %s", strerror(errno));
-	}
-	write_file("cgroup.subtree_control", "+memory");
-	ASSERT_EQ(0, mkdir("vfio_dirty_log_test", 0700));
-	ASSERT_EQ(0, chdir("vfio_dirty_log_test"));
-
-	pid = fork();
 	ASSERT_GE(pid, 0);
 	if (!pid)
 		_exit(memory_cgroup_child());
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-
-	ASSERT_EQ(0, chdir(root));
-	EXPECT_EQ(0, rmdir("vfio_dirty_log_test"));
-	ASSERT_EQ(0, chdir("/"));
-	EXPECT_EQ(0, umount(root));
-	EXPECT_EQ(0, rmdir(root));
 
 	ASSERT_TRUE(WIFEXITED(status)) {
 		TH_LOG("killed by signal %d", WTERMSIG(status));
