@@ -1,7 +1,7 @@
 #!/bin/bash
 # The guest's first process (/init of the initramfs). The kernel's messages go to the
 # first serial port; this script's output, TAP, to the second. The kernel hands over
-# run=check, demo, awake, hostile, migrate or measure (commands="..."), iommu=vtd, amd or
+# run=check, demo, awake, hostile, migrate or measure (commands="..."), IOMMU=vtd, amd or
 # smmuv3, and expect=hw or expect=pessimistic, from its command line.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C TMPDIR=/tmp
 mount -t proc proc /proc
@@ -15,7 +15,7 @@ mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /tmp
 mount -t debugfs debugfs /sys/kernel/debug
 tty=/dev/ttyS1
-[ "${iommu:-}" != smmuv3 ] || tty=/dev/ttyAMA1
+[ "${IOMMU:-}" != smmuv3 ] || tty=/dev/ttyAMA1
 stty -F $tty raw 2>/dev/null
 exec </dev/null >$tty 2>&1
 
@@ -128,7 +128,7 @@ hostile)
 	export VFIO_DIRTY_LOG_MIGRATIONS=13 VFIO_DIRTY_LOG_RACE_SECONDS=5
 	cd /kselftest || leave 1
 	tests=(-c vfio)
-	if [ "$iommu" != vtd ]; then
+	if [ "$IOMMU" != vtd ]; then
 		# The tests of the log alone: the others show nothing of an IOMMU that they do
 		# not on VT-d, and of the log only its own test where it is pessimistic, since
 		# all else is then up to type1. Arm's machine has SR-IOV as well.

@@ -69,7 +69,7 @@ esac
 machine+=("${accel[@]}" -m 4G -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
 	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0 "${behind[@]}"
-	-append "$append loglevel=7 panic=-1 oops=panic hugepagesz=1G hugepages=1 run=$run iommu=$iommu expect=$log $*")
+	-append "$append loglevel=7 panic=-1 oops=panic hugepagesz=1G hugepages=1 run=$run IOMMU=$iommu expect=$log $*")
 
 qemu() {
 	if [ -n "${QEMU:-}" ]; then
