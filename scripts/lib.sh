@@ -161,7 +161,7 @@ unexpected_skips() {
 	if [[ $1 = *-hw ]]; then
 		may+="|# SKIP the log is the hardware's"
 	else
-		may+='|# SKIP the log is pessimistic|^vfio_dirty_log_(precopy|perf)_test #'
+		may+='|# SKIP the log is pessimistic|^vfio_dirty_log_(precopy|perf|split)_test #'
 	fi
 	sed -nE 's/^(# )?ok [0-9]+ (selftests: vfio: )?(.*)/\3/p' "$2" | grep '# SKIP' | grep -vE "$may" || :
 	grep -iE '(#|:)( |[a-z_.]*:)*without (a second group|large pages)' "$2" || :
