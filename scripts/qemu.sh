@@ -36,7 +36,7 @@ long QEMU 6 enter bash -euc '
 	cd ../obj
 	../src/configure --target-list=x86_64-softmmu,aarch64-softmmu --without-default-features \
 		--without-default-devices --with-devices-x86_64=lab --with-devices-aarch64=lab \
-		--enable-tcg --enable-system --enable-fdt=system --disable-docs --disable-install-blobs
+		--enable-tcg --enable-fdt=system --disable-install-blobs
 	ninja -j "$JOBS" qemu-system-x86_64 qemu-system-aarch64
 	./qemu-system-x86_64 --version
 	cp qemu-system-x86_64 good
