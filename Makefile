@@ -28,7 +28,7 @@ help:
 	@sed -n '/^# [A-Z]*=/,/^$$/s/^# \{0,1\}//p' Makefile
 
 run:
-	@scripts/run.sh
+	@scripts/demo.sh
 
 check:
 	@scripts/check.sh
@@ -46,7 +46,7 @@ mutants:
 	@scripts/mutants.sh
 
 check-hostile:
-	@scripts/hostile.sh
+	@scripts/check-hostile.sh
 
 tree:
 	@scripts/tree.sh branch

@@ -83,8 +83,8 @@ compare)
 all)
 	# The emulator has to have the hardware's log, and the same for all figures.
 	[ -z "${QEMU:-}" ] || die "QEMU= does not go with make bench"
-	"$TOP/scripts/qemu.sh"
-	"$TOP/scripts/kernel.sh" # its initramfs runs on both kernels
+	"$TOP/scripts/build-qemu.sh"
+	"$TOP/scripts/build-kernel.sh" # its initramfs runs on both kernels
 	mkdir -p "$bench" "$out"
 	kernel mainline base
 	kernel series series

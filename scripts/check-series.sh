@@ -324,7 +324,7 @@ inside_older() {
 inside_or_go_on "$@"
 
 prepare
-"$TOP/scripts/env.sh" || exit
+"$TOP/scripts/build-env.sh" || exit
 "$TOP/scripts/tree.sh" apply || exit
 out=$BUILD/series begin=$SECONDS failed=0 passed=0
 rm -rf "$out"

@@ -97,7 +97,7 @@ lane() {
 	set) command=("$TOP/scripts/check-series.sh" set) ;;
 	migrate) command=("$TOP/scripts/migrate.sh" short) ;;
 	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh lab/migrate/*.sh .ci/run') ;;
-	KUnit) command=("$TOP/scripts/kunit.sh") ;;
+	KUnit) command=("$TOP/scripts/check-kunit.sh") ;;
 	*) IOMMU=${1%-*} command=(boot "$LOGS/vm-$1-check.boot" "${1#*-}" check) ;;
 	esac
 	"${command[@]}" 2>&1 | tee "$LOGS/vm-$1-check.out" | sed -u "s/^/$1: /"
@@ -183,7 +183,7 @@ no_device() {
 }
 
 prepare
-step "environment" "$TOP/scripts/env.sh"
+step "environment" "$TOP/scripts/build-env.sh"
 step "the series applies with git am" "$TOP/scripts/tree.sh" apply
 if other_base; then
 	say "skip    make export changes nothing: the patches were made on another tree"
@@ -193,9 +193,9 @@ else
 fi
 check "checkpatch.pl --strict --codespell" "$TOP/scripts/checkpatch.sh"
 check "README's map" "$TOP/scripts/check-readme.sh"
-step "kernel and selftests build" "$TOP/scripts/kernel.sh"
+step "kernel and selftests build" "$TOP/scripts/build-kernel.sh"
 check "selftests without a device are skipped" no_device
-step "QEMU" "$TOP/scripts/qemu.sh"
+step "QEMU" "$TOP/scripts/build-qemu.sh"
 for lane in $lanes; do
 	case $lane in *-hw | *-pessimistic) ;; *) continue ;; esac
 	can_log "${lane%-*}"
@@ -205,8 +205,8 @@ for lane in $lanes; do
 	lanes=${lanes/$lane/}
 done
 # What is slow to build is built by itself.
-if [[ $lanes = *smmuv3* ]]; then step "arm64 kernel and selftests build" "$TOP/scripts/kernel.sh" arm64; fi
-if [[ $lanes = *KUnit* ]] && [ ! -e "$BASE_DIR/obj/kunit/linux" ]; then step "KUnit's kernel" long KUnit 8 "$TOP/scripts/kunit.sh"; fi
+if [[ $lanes = *smmuv3* ]]; then step "arm64 kernel and selftests build" "$TOP/scripts/build-kernel.sh" arm64; fi
+if [[ $lanes = *KUnit* ]] && [ ! -e "$BASE_DIR/obj/kunit/linux" ]; then step "KUnit's kernel" long KUnit 8 "$TOP/scripts/check-kunit.sh"; fi
 
 current=guests
 rm -f "$LOGS"/vm-*

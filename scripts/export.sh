@@ -82,7 +82,7 @@ write)
 	[ ! -e "$MADE_FROM" ] || [ "$(cat "$MADE_FROM")" = "$(patches_key)" ] ||
 		die "patches/ has changed since build/linux was made: move that away, run make tree, and pick your commits from it"
 	repo=/checkout/build/linux/.git
-	"$TOP/scripts/env.sh"
+	"$TOP/scripts/build-env.sh"
 	;;
 check) "$TOP/scripts/tree.sh" apply ;;
 mbox)

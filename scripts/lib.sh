@@ -16,8 +16,8 @@ LOGS=$BUILD/logs
 key_of() { cat -- "$@" | sha256sum | cut -c1-12; }
 # What a script makes stands in it from its first function or long step on.
 recipe_of() { sed -n '/^long \|^[a-z]*() {$/,$p' "$TOP/scripts/$1"; }
-ENV_DIR=$CACHE/env-$(recipe_of env.sh | key_of "$TOP/scripts/packages" -)
-QEMU_DIR=$CACHE/qemu-$(recipe_of qemu.sh | key_of "$TOP/scripts/packages" - "$TOP"/lab/qemu/*.mak "$TOP"/{lab/qemu,qemu}/{series,*.patch} "$TOP/lab/migrate/mutant.patch")
+ENV_DIR=$CACHE/env-$(recipe_of build-env.sh | key_of "$TOP/scripts/packages" -)
+QEMU_DIR=$CACHE/qemu-$(recipe_of build-qemu.sh | key_of "$TOP/scripts/packages" - "$TOP"/lab/qemu/*.mak "$TOP"/{lab/qemu,qemu}/{series,*.patch} "$TOP/lab/migrate/mutant.patch")
 
 # The base tree in the cache: git (repository), src (the tree that is built), obj,
 # kunit. Named by the version in series.txt, or by what KERNEL= holds.
@@ -180,8 +180,8 @@ can_log() {
 	"$QEMU" -device "${device%,*},help" | grep "${device#*,}" >/dev/null
 }
 
-# enter COMMAND...: run a command in the environment, as enter.sh has it.
-enter() { "$TOP/scripts/enter.sh" "$@"; }
+# enter COMMAND...: run a command in the environment, as in-chroot.sh has it.
+enter() { "$TOP/scripts/in-chroot.sh" "$@"; }
 
 # inside FUNCTION [ARG...]: a script runs its own inside_FUNCTION in the environment, if it
 # ends its functions with a line `inside_or_go_on "$@"`.

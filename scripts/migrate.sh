@@ -2,7 +2,7 @@
 # usage: migrate.sh [short]
 #
 # Migrate a virtual machine whose network card is assigned to it with vfio-pci, from one
-# QEMU to another, both in the guest that make run boots; it is the QEMU that qemu.sh
+# QEMU to another, both in the guest that make run boots; it is the QEMU that build-qemu.sh
 # builds. See lab/migrate/migrate.c and lab/migrate/guest.sh.
 # short: two migrations, for make check.
 # PLAN=FILE: other ones, a line each, as in lab/migrate/plan (lab/migrate/guest.sh has
@@ -12,16 +12,16 @@
 prepare
 : >"$LOGS/migrate.tap"
 if [ -n "${QEMU:-}" ]; then
-	say "skip    a migration: it needs the QEMU that qemu.sh builds"
+	say "skip    a migration: it needs the QEMU that build-qemu.sh builds"
 	exit 0
 fi
-"$TOP/scripts/qemu.sh"
-"$TOP/scripts/kernel.sh"
+"$TOP/scripts/build-qemu.sh"
+"$TOP/scripts/build-kernel.sh"
 
 plan=${PLAN:-$TOP/lab/migrate/plan${1:+.$1}}
 mkdir -p "$BASE_DIR/obj/migrate"
 cp "$plan" "$BASE_DIR/obj/migrate/plan"
-[ -e "$BASE_DIR/obj/boot/initramfs" ] || die "kernel.sh made no initramfs"
+[ -e "$BASE_DIR/obj/boot/initramfs" ] || die "build-kernel.sh made no initramfs"
 long "migration's initramfs" 1 enter bash -euc '
 	qemu=$1
 	dir=/obj/migrate

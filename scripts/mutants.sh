@@ -3,8 +3,8 @@
 # lab/mutants/README. ONLY="NAME..." plants some of them.
 . "$(dirname "$0")/lib.sh"
 prepare
-"$TOP/scripts/qemu.sh"
-"$TOP/scripts/kernel.sh"
+"$TOP/scripts/build-qemu.sh"
+"$TOP/scripts/build-kernel.sh"
 
 work=$BUILD/mutants
 base=$(basename "$(readlink -f "$BASE_DIR")")
@@ -136,7 +136,7 @@ guest() {
 }
 
 if lane kunit; then
-	[ -e "$BASE_DIR/kunit/.config" ] || long KUnit 8 "$TOP/scripts/kunit.sh"
+	[ -e "$BASE_DIR/kunit/.config" ] || long KUnit 8 "$TOP/scripts/check-kunit.sh"
 	kernel kunit ARCH=um
 	for t in $(for n in "${numbers[@]}"; do echo "${tests[n]}"; done | sort -u); do
 		tests[0]=$t
@@ -158,7 +158,7 @@ fi
 if ! can_log smmuv3; then
 	skip smmuv3-hw "the emulator has no SMMUv3 that tracks dirty pages"
 elif [ ! -e "$BASE_DIR/obj-arm64/boot/key" ]; then
-	skip smmuv3-hw "no kernel, scripts/kernel.sh arm64 makes it"
+	skip smmuv3-hw "no kernel, scripts/build-kernel.sh arm64 makes it"
 elif lane smmuv3-hw; then
 	kernel obj-arm64 ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- Image
 	guest obj-arm64 smmuv3-hw

@@ -77,7 +77,7 @@ inside_dry_run() { # "Name <mail>" SET...
 inside_or_go_on "$@"
 
 prepare
-"$TOP/scripts/env.sh"
+"$TOP/scripts/build-env.sh"
 mode=${1:-} who=
 [ "$mode" != dry-run ] || { who=${2:-}; shift; }
 [ $# = 0 ] || shift

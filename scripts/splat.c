@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Mistakes for those detectors of the debug kernel that it has no test module
- * for, one for each "insmod splat.ko what=...". hostile.sh looks for the report.
+ * for, one for each "insmod splat.ko what=...". check-hostile.sh looks for the report.
  */
 #include <linux/list.h>
 #include <linux/module.h>

@@ -115,7 +115,7 @@ get_base() {
 }
 
 prepare
-"$TOP/scripts/env.sh"
+"$TOP/scripts/build-env.sh"
 name=${BASE_DIR##*/}
 [ -d "$BASE_DIR" ] || get_base
 real=$(basename "$(readlink -f "$BASE_DIR")")

@@ -6,7 +6,7 @@
 # dirty pages, pessimistic: it cannot) and run there what guest.sh has under that name,
 # which finds each NAME=VALUE in its environment. IOMMU=vtd|amd|smmuv3: Intel's (if none is
 # named), AMD's, or Arm's in an arm64 machine. VARIANT=debug|kcsan: the kernel that
-# kernel.sh made under that name. LIMIT=SECONDS, which it may take in all.
+# build-kernel.sh made under that name. LIMIT=SECONDS, which it may take in all.
 # Prints what the guest prints; the kernel's messages go to build/logs/vm-....console.
 # measure: run COMMANDS, and not the patched kernel, but the one in DIRECTORY below
 # $BASE_DIR. One processor, whose clock counts instructions: a nanosecond is one.
@@ -105,7 +105,7 @@ long_pid=
 
 status=$(sed -n 's/^# guest: exit status //p' "$tap")
 trouble=
-# The data races that KCSAN reports are for hostile.sh to judge.
+# The data races that KCSAN reports are for check-hostile.sh to judge.
 [ "$run" = awake ] || trouble=$(sed '/BUG: KCSAN:/d' "$console" | grep -m 1 -A 40 -E "$COMPLAINTS" | tr -d '\r' || :)
 if [ "$status" = 0 ] && [ -z "$trouble" ]; then
 	exit 0

@@ -1,11 +1,11 @@
 #!/bin/bash
-# usage: enter.sh COMMAND [ARG...]
+# usage: in-chroot.sh COMMAND [ARG...]
 #
 # Run a command inside the build environment. Everything has the same path there
 # on every host and for every checkout, so that objects built for one checkout
 # serve the next: /checkout (this tree), /cache, /src/linux and /obj (below
 # $BASE_DIR, see tree.sh). The root is read-only;
-# mounts and processes end with the command. No root yet: see env.sh.
+# mounts and processes end with the command. No root yet: see build-env.sh.
 . "$(dirname "$0")/lib.sh"
 
 [ -d "$ENV_DIR" ] || die "no build environment in $CACHE yet: make tree makes it"
@@ -41,4 +41,4 @@ exec unshare --mount --pid --fork --kill-child --propagation private bash -euc '
 	cd /
 	exec chroot "$r" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 TERM=dumb \
 		JOBS="$JOBS" CACHE=/cache BASE_DIR="/cache/$BASE_NAME" "$@"
-' enter "$@"
+' in-chroot "$@"

@@ -4,9 +4,9 @@
 # (IOMMU=, see vm.sh).
 . "$(dirname "$0")/lib.sh"
 prepare
-"$TOP/scripts/qemu.sh"
+"$TOP/scripts/build-qemu.sh"
 iommu=${IOMMU:-vtd}
-if [ "$iommu" = smmuv3 ]; then "$TOP/scripts/kernel.sh" arm64; else "$TOP/scripts/kernel.sh"; fi
+if [ "$iommu" = smmuv3 ]; then "$TOP/scripts/build-kernel.sh" arm64; else "$TOP/scripts/build-kernel.sh"; fi
 log=hw
 can_log "$iommu" || {
 	[ $? = 1 ] || die "this QEMU has no machine with IOMMU=$iommu"

@@ -75,10 +75,10 @@ hostile() {
 	[ "$2" != debug ] || [ "$(injected)" -gt 1000 ] || wrong "$name: no more than $(injected) failures were injected"
 }
 
-"$TOP/scripts/qemu.sh"
-if wants lean; then "$TOP/scripts/kernel.sh"; fi
-if wants awake || wants hw || wants pessimistic; then "$TOP/scripts/kernel.sh" debug; fi
-if wants kcsan; then "$TOP/scripts/kernel.sh" kcsan; fi
+"$TOP/scripts/build-qemu.sh"
+if wants lean; then "$TOP/scripts/build-kernel.sh"; fi
+if wants awake || wants hw || wants pessimistic; then "$TOP/scripts/build-kernel.sh" debug; fi
+if wants kcsan; then "$TOP/scripts/build-kernel.sh" kcsan; fi
 
 if wants awake; then
 	vm debug hw awake 900 kunit=kasan.kmalloc_oob_right || wrong "the detectors' boot did not end well"

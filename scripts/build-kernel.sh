@@ -1,5 +1,5 @@
 #!/bin/bash
-# usage: kernel.sh [debug|kcsan|arm64]
+# usage: build-kernel.sh [debug|kcsan|arm64]
 #
 # Build the patched kernel, VFIO's selftests and an initramfs to run them from, in the
 # cache: objects in $BASE_DIR/obj, results in $BASE_DIR/obj/boot. Only what changed is
@@ -26,7 +26,7 @@ arm64)
 *) configs+=(kernel-x86_64.config) ;;
 esac
 key=$(cat "$BASE_DIR/git/refs/heads/series")-$(cd "$TOP/scripts" &&
-	key_of packages env.sh kernel.sh guest.sh "${configs[@]}" $splat ../lab/stress/{Makefile,*.c,modules/*})
+	key_of packages build-env.sh build-kernel.sh guest.sh "${configs[@]}" $splat ../lab/stress/{Makefile,*.c,modules/*})
 if [ "$(cat "$boot/key" 2>/dev/null)" = "$key" ]; then
 	say "the $name is built already"
 	exit 0

@@ -8,7 +8,7 @@
 . "$(dirname "$0")/lib.sh"
 [ -z "${QEMU:-}" ] || exit 0
 prepare_unlocked
-"$TOP/scripts/env.sh"
+"$TOP/scripts/build-env.sh"
 [ ! -d "$QEMU_DIR" ] || exit 0
 hold qemu
 [ ! -d "$QEMU_DIR" ] || exit 0
