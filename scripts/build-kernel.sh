@@ -1,9 +1,10 @@
 #!/bin/bash
 # usage: build-kernel.sh [debug|kcsan|arm64]
 #
-# Build the patched kernel, VFIO's selftests and an initramfs to run them from, in the
-# cache: objects in $BASE_DIR/obj, results in $BASE_DIR/obj/boot. Only what changed is
-# built again; where commit, configuration and recipe are the same, nothing is run.
+# Build the patched kernel, the selftests of VFIO and (x86_64) of iommufd, and an initramfs
+# to run them from, in the cache: objects in $BASE_DIR/obj, results in $BASE_DIR/obj/boot.
+# Only what changed is built again; where commit, configuration and recipe are the same,
+# nothing is run.
 # With a name: the same in obj-NAME. debug, kcsan: kernel-NAME.config on top, and with
 # splat.ko. arm64: cross-built, kernel-arm64.config instead of kernel-x86_64.config.
 . "$(dirname "$0")/lib.sh"
@@ -16,11 +17,11 @@ dir=obj${variant:+-$variant}
 boot=$BASE_DIR/$dir/boot
 obj=/obj # in the environment
 [ -z "$variant" ] || obj=/cache/$(basename "$(readlink -f "$BASE_DIR")")/$dir
-configs=(kernel.config) image=arch/x86/boot/bzImage arch=x86_64 make=() splat=
+configs=(kernel.config) image=arch/x86/boot/bzImage arch=x86_64 targets="vfio iommu" make=() splat=
 case $variant in
 arm64)
 	configs+=(kernel-arm64.config) image=arch/arm64/boot/Image arch=aarch64
-	make=(ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-)
+	make=(ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-) targets=vfio
 	;;
 ?*) configs+=(kernel-x86_64.config "$name.config") splat=splat.c ;;
 *) configs+=(kernel-x86_64.config) ;;
@@ -37,9 +38,9 @@ mkdir -p "$BASE_DIR/$dir"
 about=1
 [ -e "$BASE_DIR/$dir/vmlinux" ] || about=$([ -z "$variant" ] && echo 10 || echo 15)
 
-with=(env "${make[@]}" obj="$obj" image="$image" arch="$arch" splat="$splat" key="$key")
+with=(env "${make[@]}" obj="$obj" image="$image" arch="$arch" splat="$splat" targets="$targets" key="$key")
 long "$name" "$about" enter "${with[@]}" bash -euc '
-	export -n obj image arch splat key # not for make
+	export -n obj image arch splat targets key # not for make
 	# Fixed, so that nothing is built again for their sake.
 	export KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_USER=vfio KBUILD_BUILD_HOST=vfio
 	cd /src/linux
@@ -74,7 +75,9 @@ long "$name" "$about" enter "${with[@]}" bash -euc '
 	rm -rf $obj/install
 	# Dependencies on headers of another series would stop make.
 	rm -rf $obj/kselftest
-	make -s -C tools/testing/selftests O=$obj TARGETS=vfio -j "$JOBS" INSTALL_PATH=$obj/install install
+	make -s -C tools/testing/selftests O=$obj TARGETS="$targets" FORCE_TARGETS=1 -j "$JOBS" INSTALL_PATH=$obj/install install
+	# Under an emulator those of iommufd take longer than the default, too.
+	[ ! -e $obj/install/iommu ] || cp $obj/install/vfio/settings $obj/install/iommu/
 	make -s -C /checkout/lab/stress LINUX=/src/linux BUILD=$obj KDIR=$obj KHDR=$obj/usr/include
 	if [ -n "$splat" ]; then
 		# What the detectors are tried with: the modules of their own, and one of ours
@@ -102,7 +105,7 @@ long initramfs 1 enter "${with[@]}" bash -euc '
 			expr false find grep head hostname id kill ln ls mkdir mktemp mount mv nproc printf ps readlink \
 			rm rmdir sed seq sleep sort stdbuf stty tail tee test timeout touch tr true umount uname uniq wc which xargs
 		/usr/lib/dracut/dracut-install -D $root /usr/libexec/coreutils/libstdbuf.so
-		find $obj/install/vfio -type f -perm /100 -print0 | xargs -0 /usr/lib/dracut/dracut-install -D $root -l
+		find $obj/install/{vfio,iommu} -type f -perm /100 -print0 | xargs -0 /usr/lib/dracut/dracut-install -D $root -l
 	fi
 	rm -rf $root/obj $root/cache
 	mkdir $root/modules
