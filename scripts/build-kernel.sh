@@ -1,12 +1,13 @@
 #!/bin/bash
-# usage: build-kernel.sh [debug|kcsan|arm64]
+# usage: build-kernel.sh [debug|kcsan|arm64|arm64-64k]
 #
 # Build the patched kernel, the selftests of VFIO and (x86_64) of iommufd, and an initramfs
 # to run them from, in the cache: objects in $BASE_DIR/obj, results in $BASE_DIR/obj/boot.
 # Only what changed is built again; where commit, configuration and recipe are the same,
 # nothing is run.
 # With a name: the same in obj-NAME. debug, kcsan: kernel-NAME.config on top, and with
-# splat.ko. arm64: cross-built, kernel-arm64.config instead of kernel-x86_64.config.
+# splat.ko. arm64: cross-built, kernel-arm64.config instead of kernel-x86_64.config;
+# arm64-64k: kernel-arm64-64k.config on top of that.
 . "$(dirname "$0")/lib.sh"
 prepare
 "$TOP/scripts/tree.sh" apply
@@ -19,9 +20,10 @@ obj=/obj # in the environment
 [ -z "$variant" ] || obj=/cache/$(basename "$(readlink -f "$BASE_DIR")")/$dir
 configs=(kernel.config) image=arch/x86/boot/bzImage arch=x86_64 targets="vfio iommu" make=() splat=
 case $variant in
-arm64)
+arm64*)
 	configs+=(kernel-arm64.config) image=arch/arm64/boot/Image arch=aarch64
 	make=(ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-) targets=vfio
+	[ "$variant" = arm64 ] || configs+=("$name.config")
 	;;
 ?*) configs+=(kernel-x86_64.config "$name.config") splat=splat.c ;;
 *) configs+=(kernel-x86_64.config) ;;

@@ -4,18 +4,18 @@
 # kernel-debug.config: memory errors, locks, leaks, undefined behaviour, tasks that hang,
 # and fault injection. kernel-kcsan.config: data races. Each is first booted to prove that
 # its detectors are awake: the kernel's own test modules, and splat.c where there is none,
-# do one thing wrong for each of them. Then the tests
-# run, with the hardware's log and with the pessimistic one. A complaint of the kernel, a
-# leak, a failed test or a number that is too small fails the run.
+# do one thing wrong for each of them. Then the tests run, with the hardware's log and with
+# the pessimistic one. A complaint of the kernel, a leak, a failed test or a number that is
+# too small fails the run. Last, those of the log on arm64 with pages of 64 KiB.
 #
 # Smaller or larger: CALLS= (1000000) calls of the fuzz test on the kernel of make check,
 # DEBUG_CALLS= (50000) on the debug kernel, SECONDS_RACED= (600), GIB= (256), SEED=.
 # With the pessimistic log, a tenth of calls and seconds. ONLY="hw kcsan ..." runs some of
-# the boots: awake hw pessimistic lean kcsan.
+# the boots: awake hw pessimistic lean kcsan 64k.
 . "$(dirname "$0")/lib.sh"
 prepare
 [ -z "${QEMU:-}" ] || die "QEMU= does not go with make check-hostile"
-only=${ONLY:-awake hw pessimistic lean kcsan}
+only=${ONLY:-awake hw pessimistic lean kcsan 64k}
 calls=${CALLS:-1000000} debug_calls=${DEBUG_CALLS:-50000}
 raced=${SECONDS_RACED:-600} gib=${GIB:-256}
 seed=${SEED:-$((RANDOM * 100000))}
@@ -33,7 +33,7 @@ wants() { [[ " $only " = *" $1 "* ]]; }
 vm() {
 	local variant=$1 log=$2 run=$3 limit=$4
 	shift 4
-	tap=$LOGS/vm-$log-$run${variant:+-$variant}.tap
+	tap=$LOGS/vm-${IOMMU:+$IOMMU-}$log-$run${variant:+-$variant}.tap
 	console=${tap%.tap}.console
 	VARIANT=$variant LIMIT=$limit boot "${tap%.tap}.boot" "$log" "$run" "$@" || return 1
 	[ ! -e "${tap%.tap}.boot.failed" ] || warn "the emulator failed and was started once more"
@@ -79,6 +79,7 @@ hostile() {
 if wants lean; then "$TOP/scripts/build-kernel.sh"; fi
 if wants awake || wants hw || wants pessimistic; then "$TOP/scripts/build-kernel.sh" debug; fi
 if wants kcsan; then "$TOP/scripts/build-kernel.sh" kcsan; fi
+if wants 64k; then "$TOP/scripts/build-kernel.sh" arm64-64k; fi
 
 if wants awake; then
 	vm debug hw awake 900 kunit=kasan.kmalloc_oob_right || wrong "the detectors' boot did not end well"
@@ -150,6 +151,15 @@ if wants kcsan; then
 	say "# KCSAN: $(grep -c ' ours: ' "$LOGS/kcsan.races" || :) races in what the series touches, $(grep -c ' else: ' "$LOGS/kcsan.races" || :) elsewhere (build/logs/kcsan.races):"
 	sed 's/^/# /' "$LOGS/kcsan.races"
 	! grep -q ' ours: ' "$LOGS/kcsan.races" || wrong "KCSAN: data races in what the series touches"
+fi
+
+# Pages of another size, on the IOMMU that has them
+if wants 64k; then
+	say "booting: pages of 64 KiB"
+	IOMMU=smmuv3 vm 64k hw hostile 7200 tests=test,migration_test VFIO_DIRTY_LOG_MIGRATIONS=3 ||
+		wrong "pages of 64 KiB: a test failed, the machine died or the kernel complained"
+	skips=$(unexpected_skips smmuv3-hw "$tap")
+	[ -z "$skips" ] || wrong "pages of 64 KiB: skipped: $skips"
 fi
 
 say "# $(hms $((SECONDS - begin))) in all"

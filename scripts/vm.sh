@@ -5,8 +5,8 @@
 # Boot the patched kernel with two igb cards behind an emulated IOMMU (hw: it tracks
 # dirty pages, pessimistic: it cannot) and run there what guest.sh has under that name,
 # which finds each NAME=VALUE in its environment. IOMMU=vtd|amd|smmuv3: Intel's (if none is
-# named), AMD's, or Arm's in an arm64 machine. VARIANT=debug|kcsan: the kernel that
-# build-kernel.sh made under that name. LIMIT=SECONDS, which it may take in all.
+# named), AMD's, or Arm's in an arm64 machine. VARIANT=debug|kcsan|64k: the kernel that
+# build-kernel.sh made under that name (arm64-64k). LIMIT=SECONDS, which it may take in all.
 # Prints what the guest prints; the kernel's messages go to build/logs/vm-....console.
 # measure: run COMMANDS, and not the patched kernel, but the one in DIRECTORY below
 # $BASE_DIR. One processor, whose clock counts instructions: a nanosecond is one.
@@ -41,6 +41,9 @@ arch=x86_64 image=bzImage
 # no_timer_check, and ticks that never stop (highres=off): an interrupt that comes again and
 # again does no harm by being lost once; a one-shot timer would be waited for forever.
 append="console=ttyS0 no_timer_check nohz=off highres=off" behind=()
+# Of pages of 64 KiB the large ones would be of 512 MiB.
+huge="hugepagesz=1G hugepages=1"
+[ "${VARIANT:-}" != arm64-64k ] || huge=default_hugepagesz=2M
 case $iommu in
 vtd)
 	device=intel-iommu,intremap=on,x-scalable-mode=on,aw-bits=48
@@ -69,7 +72,7 @@ esac
 machine+=("${accel[@]}" -m 4G -net none -vga none -display none -monitor none -no-reboot
 	-device pcie-root-port,id=rp1,slot=1,chassis=1 -device igb,bus=rp1,rombar=0
 	-device pcie-root-port,id=rp2,slot=2,chassis=2 -device igb,bus=rp2,rombar=0 "${behind[@]}"
-	-append "$append loglevel=7 panic=-1 oops=panic hugepagesz=1G hugepages=1 run=$run IOMMU=$iommu expect=$log $*")
+	-append "$append loglevel=7 panic=-1 oops=panic $huge run=$run IOMMU=$iommu expect=$log $*")
 
 qemu() {
 	if [ -n "${QEMU:-}" ]; then
