@@ -8,7 +8,7 @@
 # runs some of the lanes.
 . "$(dirname "$0")/lib.sh"
 set +e
-lanes=${ONLY:-vtd-hw vtd-pessimistic smmuv3-hw smmuv3-pessimistic amd-hw amd-pessimistic bar migrate KUnit set shellcheck}
+lanes=${ONLY:-vtd-hw vtd-pessimistic smmuv3-hw smmuv3-pessimistic amd-hw amd-pessimistic perf migrate KUnit set shellcheck}
 passed=0 failed=0 skipped=0 current=start
 begin=$SECONDS
 
@@ -93,7 +93,7 @@ lane() {
 	local -x IOMMU=
 	local command
 	case $1 in
-	bar) command=("$TOP/scripts/bench.sh" compare) ;;
+	perf) command=("$TOP/scripts/bench.sh" compare) ;;
 	set) command=("$TOP/scripts/check-series.sh" set) ;;
 	migrate) command=("$TOP/scripts/migrate.sh" short) ;;
 	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh lab/migrate/*.sh .ci/run') ;;
@@ -104,12 +104,12 @@ lane() {
 	echo "${PIPESTATUS[0]}" >"$LOGS/vm-$1-check.rc"
 }
 
-# Side by side, where memory allows it: guests wait more than they compute, and the bar
+# Side by side, where memory allows it: guests wait more than they compute, and perf
 # counts instructions, which others do not change.
 lanes() {
 	local mode need left=0
 	for mode; do
-		case $mode in *-hw | *-pessimistic | bar | migrate) need=5000 ;; *) need=1000 ;; esac
+		case $mode in *-hw | *-pessimistic | perf | migrate) need=5000 ;; *) need=1000 ;; esac
 		if [ $need -gt "$left" ]; then
 			wait
 			left=$(awk '/^MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
@@ -136,7 +136,7 @@ result() {
 	fi
 	current=
 	case $1 in
-	bar | set | shellcheck) return ;;
+	perf | set | shellcheck) return ;;
 	migrate)
 		[ -s "$LOGS/migrate.tap" ] || return
 		# shellcheck disable=SC2046 # three words
@@ -215,7 +215,7 @@ say "  lanes: $lanes"
 long lanes 8 lanes $lanes
 for lane in $lanes; do
 	case $lane in
-	bar) result bar "no call of the log costs 3 % more than in scripts/perf-baseline.tsv" ;;
+	perf) result perf "no call of the log costs 3 % more than in scripts/perf-baseline.tsv" ;;
 	set) result set "each set: mailbox, recipients, quilt, sparse, kernel-doc" ;;
 	migrate) result migrate "a virtual machine with an assigned card migrates" ;;
 	KUnit | shellcheck) result "$lane" "$lane" ;;
