@@ -62,7 +62,9 @@ inside_apply() {
 	unset GIT_INDEX_FILE
 	export GIT_WORK_TREE=/src/linux
 	cd /src/linux
-	# A copy by hard links (check-series) changes the ctime of a file, and nothing else.
+	# A copy by hard links (check-series) changes the ctime of a file, a copy of the cache its
+	# inode as well: what is the same is not written, and built, again.
+	git -c core.trustctime=false update-index -q --refresh || :
 	git -c core.trustctime=false reset -q --hard series
 	echo "$1 $(git rev-parse base series)" >"$GIT_DIR/applied"
 }
