@@ -46,7 +46,7 @@ while read -r log name outcome arguments; do
 	fi
 	begin=$SECONDS
 	# shellcheck disable=SC2086 # words
-	./migrate $arguments >/tmp/out 2>&1
+	timeout -k 5 900 ./migrate $arguments >/tmp/out 2>&1
 	rc=$?
 	sed "s/^row/row\t$name/" /tmp/out | grep '^row'
 	case $outcome in
