@@ -4,10 +4,11 @@
 # What a maintainer checks before reading. Every set alone, on the base and the sets that
 # it needs: each of its patches is built (git rebase --exec, ccache) in the variants below,
 # with W=1 and sparse, the selftests with it; checkpatch.pl, kernel-doc, size; KUnit at the
-# set's tip; its mailbox, its recipients. Where no SET is named, then 7.2, coccicheck and
-# htmldocs of the whole, and mistakes planted to prove that all these are looking. What is said of the
-# base is not held against a patch. `set` is the part that takes seconds, for make check.
-# VARIANTS="gcc off" does fewer builds. What came of a patch is kept in the cache.
+# set's tip; its mailbox, its recipients. Where no SET is named, then of the whole: 7.2,
+# coccicheck, htmldocs, and mistakes planted to prove that all these are looking. What is
+# said of the base is not held against a patch. `set` is the part that takes seconds, for
+# make check. VARIANTS="gcc off" does fewer builds. What came of a patch is kept in the
+# cache.
 . "$(dirname "$0")/lib.sh"
 . "$TOP/scripts/sets.sh"
 set +e
