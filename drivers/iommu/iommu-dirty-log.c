@@ -217,9 +217,9 @@ EXPORT_SYMBOL_GPL(iommu_dirty_log_clear);
  * @gather: Collects what has to be flushed
  *
  * Leaves in the range that have been split become what they were, and dirty as a
- * whole. Only leaves that lie inside the range are merged, so a range of one
- * mapping, or of several, never makes a leaf that extends beyond it. Does
- * nothing if @domain cannot split.
+ * whole; contiguous entries of AMD's v1 format stay split. Only leaves that lie
+ * inside the range are merged, so a range of one mapping, or of several, never
+ * makes a leaf that extends beyond it. Does nothing if @domain cannot split.
  *
  * Context: May sleep. The caller excludes everything else that uses the range,
  * including iommu_iova_to_phys() and the other functions here: page tables are
