@@ -7,14 +7,18 @@
  */
 #include <fcntl.h>
 #include <libgen.h>
+#include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include <linux/limits.h>
 #include <linux/mman.h>
@@ -33,6 +37,24 @@
 static char **bdfs;
 static int nr_bdfs;
 
+enum {
+	MOCK_A,
+	MOCK_B,
+	MOCK_LARGE = TEST_VFIO_IOMMU_LARGE,
+	MOCK_INCAPABLE = TEST_VFIO_IOMMU_NR_CAPABLE,
+	MOCK_INCAPABLE_TOO,
+};
+
+#define MOCK_SYSFS	"/sys/bus/platform/devices/" TEST_VFIO_IOMMU ".%d/%s"
+
+struct mock {
+	int id;
+	int group_fd, fd;
+};
+
+static int mock_attach(struct dirty_log *e, struct mock *mock);
+static void mock_detach(struct mock *mock);
+
 /* ---- A device without an IOMMU in the same container ---- */
 
 FIXTURE(vfio_dirty_log_emulated) {
@@ -41,26 +63,47 @@ FIXTURE(vfio_dirty_log_emulated) {
 	int group_fd, fd;
 };
 
-FIXTURE_SETUP(vfio_dirty_log_emulated)
+static int emulated_group(const char *name)
 {
 	char link[PATH_MAX] = {}, path[PATH_MAX];
+	int fd;
+
+	snprintf_assert(path, sizeof(path), "/sys/devices/faux/%s/iommu_group", name);
+	if (readlink(path, link, sizeof(link) - 1) < 0)
+		return -1;
+
+	snprintf_assert(path, sizeof(path), "/dev/vfio/%s", basename(link));
+	fd = open(path, O_RDWR);
+	VFIO_ASSERT_GE(fd, 0);
+
+	return fd;
+}
+
+static int emulated_attach(struct dirty_log *e, int group_fd, const char *name)
+{
+	int fd;
+
+	VFIO_ASSERT_EQ(0, ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, &e->iommu->container_fd));
+	fd = ioctl(group_fd, VFIO_GROUP_GET_DEVICE_FD, name);
+	VFIO_ASSERT_GE(fd, 0);
+
+	return fd;
+}
+
+FIXTURE_SETUP(vfio_dirty_log_emulated)
+{
 	struct dirty_log *e = &self->log;
 	const char *skip;
 
-	if (readlink("/sys/devices/faux/" TEST_VFIO_EMULATED "/iommu_group", link,
-		     sizeof(link) - 1) < 0)
+	self->group_fd = emulated_group(TEST_VFIO_EMULATED);
+	if (self->group_fd < 0)
 		SKIP(return, "the module " TEST_VFIO_EMULATED " is not there: make KDIR=...");
 
 	skip = dirty_log_setup(e, bdfs[0]);
 	if (skip)
 		SKIP(return, "%s", skip);
 
-	snprintf_assert(path, sizeof(path), "/dev/vfio/%s", basename(link));
-	self->group_fd = open(path, O_RDWR);
-	ASSERT_GE(self->group_fd, 0);
-	ASSERT_EQ(0, ioctl(self->group_fd, VFIO_GROUP_SET_CONTAINER, &e->iommu->container_fd));
-	self->fd = ioctl(self->group_fd, VFIO_GROUP_GET_DEVICE_FD, TEST_VFIO_EMULATED);
-	ASSERT_GE(self->fd, 0);
+	self->fd = emulated_attach(e, self->group_fd, TEST_VFIO_EMULATED);
 
 	self->m = dirty_log_map_pages(e, DIRTY_LOG_IOVA, 70);
 }
@@ -225,6 +268,170 @@ TEST_F_TIMEOUT(vfio_dirty_log_emulated, unmap_pinned, TIMEOUT)
 }
 
 /*
+ * The driver does not unpin. UNMAP is refused, whatever else is in its range, and
+ * neither a mapping nor a page of the log goes.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_emulated, unmap_refused, TIMEOUT)
+{
+	struct test_vfio_emulated_range on = { .size = 1 }, off = {};
+	struct dirty_log *e = &self->log;
+	struct dirty_log_mapping *m = self->m, *below;
+	u64 pgsize = e->info.pgsize, size, unmapped;
+	u64 data[2] = { ~0UL, ~0UL };
+	struct vfio_bitmap bitmap = {
+		.pgsize = pgsize,
+		.size = sizeof(data),
+		.data = (void *)data,
+	};
+	int i;
+
+	below = dirty_log_map_pages(e, DIRTY_LOG_IOVA - 3 * pgsize, 3);
+	size = below->dma.size + m->dma.size;
+
+	dirty_log_start(e);
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_PIN, m, 3 * pgsize, pgsize);
+	emulated_call(e, self->fd, TEST_VFIO_EMULATED_WRITE, m, 69 * pgsize, 1);
+	ASSERT_EQ(0, ioctl(self->fd, TEST_VFIO_EMULATED_KEEP, &on));
+
+	for (i = 0; i < 2; i++) {
+		dirty_log_write(e, below, 1 + i);
+		dirty_log_write(e, m, 5 + i);
+
+		EXPECT_EQ(-EBUSY, __iommu_unmap_ioctl(e->iommu, 0, below->dma.iova, size, NULL, NULL));
+		EXPECT_EQ(-EBUSY, __iommu_unmap_ioctl(e->iommu, VFIO_DMA_UNMAP_FLAG_ALL, 0, 0, NULL, NULL));
+		EXPECT_EQ(-EBUSY, __iommu_unmap_ioctl(e->iommu, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+						      below->dma.iova, size, &bitmap, NULL));
+		dirty_log_check_all(e);
+	}
+
+	ASSERT_EQ(0, ioctl(self->fd, TEST_VFIO_EMULATED_KEEP, &off));
+	ASSERT_EQ(0, __iommu_unmap_ioctl(e->iommu, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+					 below->dma.iova, size, &bitmap, &unmapped));
+	EXPECT_EQ(size, unmapped);
+	EXPECT_EQ(NULL, dirty_log_model_compare(e, below->dma.iova, 73, data, 0xff));
+	list_del_init(&below->dma.link);
+	list_del_init(&m->dma.link);
+}
+
+struct unmap_race {
+	struct dirty_log *e;
+	int group_fd;
+	struct vfio_iommu_type1_dma_map map;
+	pthread_t thread;
+	u64 pinned, errors;
+	bool over;
+};
+
+/* The last device that was opened is the first one that has to unpin. */
+static void *unmap_race_pin(void *arg)
+{
+	struct unmap_race *r = arg;
+	struct test_vfio_emulated_range pin = {
+		.iova = r->map.iova,
+		.size = r->map.size,
+	};
+	int fd;
+
+	while (!READ_ONCE(r->over)) {
+		fd = ioctl(r->group_fd, VFIO_GROUP_GET_DEVICE_FD, TEST_VFIO_EMULATED_TOO);
+		VFIO_ASSERT_GE(fd, 0);
+		if (ioctl(r->e->iommu->container_fd, VFIO_IOMMU_MAP_DMA, &r->map))
+			r->errors += errno != EEXIST;
+		if (!ioctl(fd, TEST_VFIO_EMULATED_PIN, &pin))
+			WRITE_ONCE(r->pinned, r->pinned + 1);
+		if (__iommu_unmap_ioctl(r->e->iommu, 0, pin.iova, pin.size, NULL, NULL))
+			r->errors++;
+		close(fd);
+	}
+
+	return NULL;
+}
+
+static void *unmap_race_unmap(void *arg)
+{
+	struct unmap_race *r = arg;
+	u64 data[1];
+	struct vfio_bitmap bitmap = {
+		.pgsize = r->map.size / 4,
+		.size = sizeof(data),
+		.data = (void *)data,
+	};
+
+	while (!READ_ONCE(r->over)) {
+		if (__iommu_unmap_ioctl(r->e->iommu, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+					r->map.iova, r->map.size, &bitmap, NULL))
+			r->errors++;
+		usleep(1000);
+	}
+
+	return NULL;
+}
+
+/*
+ * UNMAP lets go of its locks for the drivers to unpin. Others unmap the same then, and
+ * a device and a group come and go. Catches locks taken in the wrong order, as a
+ * standstill, and a mapping used after it is gone, by the module if the kernel runs
+ * with slab_debug=P.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_emulated, unmap_races, TIMEOUT)
+{
+	struct dirty_log *e = &self->log;
+	struct mock mock = { .id = MOCK_B };
+	struct unmap_race races[2];
+	time_t end = time(NULL) + 3;
+	int group_fd, i, n, opened;
+
+	group_fd = emulated_group(TEST_VFIO_EMULATED_TOO);
+	ASSERT_GE(group_fd, 0);
+	ASSERT_EQ(0, ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, &e->iommu->container_fd));
+	dirty_log_start(e);
+
+	for (i = 0; i < 2; i++) {
+		races[i] = (struct unmap_race) {
+			.e = e,
+			.group_fd = group_fd,
+			.map = {
+				.argsz = sizeof(races[i].map),
+				.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+				.vaddr = (u64)self->m->dma.vaddr,
+				.iova = DIRTY_LOG_IOVA + SZ_1G,
+				.size = 4 * e->info.pgsize,
+			},
+		};
+		ASSERT_EQ(0, pthread_create(&races[i].thread, NULL,
+					    i ? unmap_race_unmap : unmap_race_pin, &races[i]));
+	}
+
+	for (n = 0; n < 10 || time(NULL) < end; n++) {
+		ASSERT_EQ(0, mock_attach(e, &mock));
+		dirty_log_write(e, self->m, n % 70);
+
+		/* At any moment of the others' UNMAP, which an attach has to wait for */
+		for (opened = 0; opened < 10; opened++) {
+			close(self->fd);
+			usleep(opened * 300);
+			self->fd = ioctl(self->group_fd, VFIO_GROUP_GET_DEVICE_FD,
+					 TEST_VFIO_EMULATED);
+			ASSERT_GE(self->fd, 0);
+		}
+		mock_detach(&mock);
+	}
+
+	for (i = 0; i < 2; i++) {
+		WRITE_ONCE(races[i].over, true);
+		ASSERT_EQ(0, pthread_join(races[i].thread, NULL));
+		EXPECT_EQ(0, races[i].errors);
+	}
+	EXPECT_LT(10, races[0].pinned);
+	TH_LOG("%d times attached, %lu times pinned", n, races[0].pinned);
+	close(group_fd);
+
+	dirty_log_check_all(e);
+	dirty_log_clear(e, self->m->dma.iova, self->m->npages, NULL);
+	dirty_log_check_all(e);
+}
+
+/*
  * The IOMMU's domain goes with its last device, the container stays because of
  * the other one. Catches the domain's dirty pages going with it. With a
  * pessimistic log all pages are dirty once and the log is precise then, for what
@@ -274,21 +481,6 @@ TEST_F_TIMEOUT(vfio_dirty_log_emulated, last_of_domain, TIMEOUT)
 
 /* ---- IOMMUs that no machine has side by side: the module's, and the device's ---- */
 
-enum {
-	MOCK_A,
-	MOCK_B,
-	MOCK_LARGE = TEST_VFIO_IOMMU_LARGE,
-	MOCK_INCAPABLE = TEST_VFIO_IOMMU_NR_CAPABLE,
-	MOCK_INCAPABLE_TOO,
-};
-
-#define MOCK_SYSFS	"/sys/bus/platform/devices/" TEST_VFIO_IOMMU ".%d/%s"
-
-struct mock {
-	int id;
-	int group_fd, fd;
-};
-
 FIXTURE(vfio_dirty_log_mock) {
 	struct dirty_log log;
 	struct mock mocks[TEST_VFIO_IOMMU_NR_DEVICES];
@@ -316,7 +508,7 @@ static int mock_attach(struct dirty_log *e, struct mock *mock)
 	}
 
 	/* The first one has to say what container it is, for others it is too late. */
-	ioctl(e->iommu->container_fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU);
+	ioctl(e->iommu->container_fd, VFIO_SET_IOMMU, e->iommu->mode->iommu_type);
 
 	snprintf_assert(path, sizeof(path), TEST_VFIO_IOMMU ".%d", mock->id);
 	mock->fd = ioctl(mock->group_fd, VFIO_GROUP_GET_DEVICE_FD, path);
@@ -333,32 +525,45 @@ static void mock_detach(struct mock *mock)
 	mock->group_fd = -1;
 }
 
+static void mock_set(struct mock *mock, const char *attribute, const char *text)
+{
+	char path[PATH_MAX];
+	int fd;
+
+	snprintf_assert(path, sizeof(path), MOCK_SYSFS, mock->id, attribute);
+	fd = open(path, O_WRONLY);
+	VFIO_ASSERT_GE(fd, 0);
+	VFIO_ASSERT_EQ(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+	close(fd);
+}
+
+/* A number, or the character - */
+static int mock_get(struct mock *mock, const char *attribute)
+{
+	char path[PATH_MAX], text[16] = {};
+	int fd;
+
+	snprintf_assert(path, sizeof(path), MOCK_SYSFS, mock->id, attribute);
+	fd = open(path, O_RDONLY);
+	VFIO_ASSERT_GE(fd, 0);
+	VFIO_ASSERT_GT(read(fd, text, sizeof(text) - 1), 0);
+	close(fd);
+
+	return text[0] == '-' ? '-' : atoi(text);
+}
+
 /* Let the next "start", "read" or "map" of the device's IOMMU fail with @err. */
 static void mock_fail(struct mock *mock, const char *what, int err)
 {
-	char path[PATH_MAX], text[32];
-	int fd, len;
+	char text[32];
 
-	snprintf_assert(path, sizeof(path), MOCK_SYSFS, mock->id, "fail");
-	fd = open(path, O_WRONLY);
-	VFIO_ASSERT_GE(fd, 0);
-	len = snprintf(text, sizeof(text), "%s %d", what, err);
-	VFIO_ASSERT_EQ(write(fd, text, len), len);
-	close(fd);
+	snprintf_assert(text, sizeof(text), "%s %d", what, err);
+	mock_set(mock, "fail", text);
 }
 
 static bool mock_tracks(struct mock *mock)
 {
-	char path[PATH_MAX], text = 0;
-	int fd;
-
-	snprintf_assert(path, sizeof(path), MOCK_SYSFS, mock->id, "tracking");
-	fd = open(path, O_RDONLY);
-	VFIO_ASSERT_GE(fd, 0);
-	VFIO_ASSERT_EQ(read(fd, &text, 1), 1);
-	close(fd);
-
-	return text == '1';
+	return mock_get(mock, "tracking") == 1;
 }
 
 static void mock_write(struct dirty_log *e, struct mock *mock, struct dirty_log_mapping *m, u64 page)
@@ -454,6 +659,7 @@ FIXTURE_SETUP(vfio_dirty_log_mock)
 		mock_fail(&self->mocks[i], "start", 0);
 		mock_fail(&self->mocks[i], "read", 0);
 		mock_fail(&self->mocks[i], "map", 0);
+		mock_set(&self->mocks[i], "stall", "N");
 	}
 
 	e->iommu = iommu_init(MODE_VFIO_TYPE1V2_IOMMU);
@@ -783,6 +989,265 @@ TEST_F_TIMEOUT(vfio_dirty_log_mock, large_page_size, TIMEOUT)
 	dirty_log_map_again(e, self->other);
 	dirty_log_start(e);
 	check_sound(e, a, NULL);
+}
+
+/* The last page of a 64-bit IOVA space, where the end of a range is 0. */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, last_page, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A];
+	struct dirty_log *e = &self->log;
+	struct dirty_log_mapping *m;
+	u8 got[8] = {};
+	u64 unmapped;
+	int round;
+
+	m = dirty_log_map_pages(e, -2 * e->info.pgsize, 2);
+	m->max_leaf = 1;
+
+	for (round = 0; round < 2; round++) {
+		dirty_log_start(e);
+		mock_write(e, a, m, 1);
+		dirty_log_check_all(e);
+		dirty_log_clear(e, dirty_log_iova(e, m, 1), 1, NULL);
+		dirty_log_check_all(e);
+		mock_write(e, a, m, 1);
+		dirty_log_check(e, DIRTY_LOG_GET, m->dma.iova, 2);
+		dirty_log_check_all(e);
+		mock_write(e, a, m, 0);
+		mock_write(e, a, m, 1);
+		check_sound(e, a, NULL);
+		dirty_log_stop(e);
+	}
+
+	dirty_log_start(e);
+	mock_write(e, a, m, 1);
+	ASSERT_EQ(0, __iommu_unmap_get_dirty(e->iommu, &m->dma, got, &unmapped));
+	EXPECT_EQ(m->dma.size, unmapped);
+	EXPECT_EQ(NULL, dirty_log_model_compare(e, m->dma.iova, 2, got, 0));
+}
+
+/* A log is not read for nobody: what goes with nobody asking, an empty mask. */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, not_read, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *b = &self->mocks[MOCK_B];
+	struct dirty_log *e = &self->log;
+	u64 mask[2] = {};
+	int reads;
+
+	ASSERT_EQ(0, mock_attach(e, b));
+	dirty_log_start(e);
+	mock_write(e, a, self->m, 1);
+	mock_write(e, b, self->m, 2);
+
+	/* But for the container that goes on */
+	reads = mock_get(b, "reads");
+	mock_detach(b);
+	EXPECT_LT(reads, mock_get(b, "reads"));
+
+	reads = mock_get(a, "reads");
+	dirty_log_clear(e, self->m->dma.iova, self->m->npages, mask);
+	dirty_log_unmap(e, self->other);
+	EXPECT_EQ(reads, mock_get(a, "reads"));
+	dirty_log_check_all(e);
+
+	reads = mock_get(a, "reads");
+	mock_detach(a);
+	EXPECT_EQ(reads, mock_get(a, "reads"));
+}
+
+/* A v1 container cannot log: its domains are what they are where nobody wants a log. */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, v1_container, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A], *b = &self->mocks[MOCK_B];
+	struct dirty_log v1 = { .iommu = iommu_init(MODE_VFIO_TYPE1_IOMMU) };
+
+	ASSERT_EQ(0, mock_attach(&v1, b));
+	EXPECT_EQ(0, mock_get(a, "tracking"));
+	EXPECT_EQ('-', mock_get(b, "tracking"));
+	EXPECT_EQ(-EACCES, __iommu_dirty_log_start(v1.iommu));
+
+	mock_detach(b);
+	iommu_cleanup(v1.iommu);
+}
+
+/* Until the mock has @n callers waiting */
+static void mock_wait(struct mock *mock, int n)
+{
+	int i;
+
+	for (i = 0; mock_get(mock, "stall") != n; i++) {
+		VFIO_ASSERT_LT(i, 5000);
+		usleep(1000);
+	}
+}
+
+/*
+ * A task is killed in the middle of a call, and another one goes on with the
+ * container. Catches a call that reads all of the log first, and pages getting lost
+ * that were read for a user who never saw them.
+ */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, killed, TIMEOUT)
+{
+	static const u32 flags[] = {
+		DIRTY_LOG_NOCLEAR, DIRTY_LOG_GET, DIRTY_LOG_CLEAR, DIRTY_LOG_START, 0
+	};
+	struct mock *a = &self->mocks[MOCK_A];
+	struct dirty_log *e = &self->log;
+	u64 pgsize = e->info.pgsize, bits[1024] = {};
+	struct dirty_log_mapping *across, *far;
+	struct vfio_bitmap bitmap = {
+		.pgsize = pgsize,
+		.size = sizeof(bits),
+		.data = (void *)bits,
+	};
+	int i, reads, status;
+	iova_t iova;
+	u64 size;
+	pid_t pid;
+
+	/* Over the end of a step of the IOMMU layer's, and one of type1's steps away */
+	across = dirty_log_map_pages(e, DIRTY_LOG_IOVA + SZ_128M - 9 * pgsize, 70);
+	far = dirty_log_map_pages(e, across->dma.iova + SZ_64M, 3);
+	across->max_leaf = 1;
+	far->max_leaf = 1;
+	memset(bits, 0xff, sizeof(bits));
+
+	/* First two mappings, then one that is read in two steps */
+	for (i = 0; i < 2 * ARRAY_SIZE(flags); i++) {
+		u32 flag = flags[i / 2];
+
+		if (flag != DIRTY_LOG_START)
+			dirty_log_start(e);
+		mock_write(e, a, across, 8);
+		mock_write(e, a, across, 9);
+		mock_write(e, a, across, 69);
+		mock_write(e, a, far, 1);
+		mock_write(e, a, self->m, 3);
+
+		if (i % 2) {
+			iova = across->dma.iova;
+			size = across->dma.size;
+		} else if (flag == DIRTY_LOG_NOCLEAR || flag == DIRTY_LOG_CLEAR) {
+			iova = dirty_log_iova(e, across, 10);
+			size = far->dma.iova + far->dma.size - iova;
+		} else {
+			/* No part of a mapping */
+			iova = self->m->dma.iova;
+			size = self->other->dma.iova + self->other->dma.size - iova;
+		}
+
+		reads = mock_get(a, "reads");
+		mock_set(a, "stall", "Y");
+		pid = fork();
+		ASSERT_GE(pid, 0);
+		if (!pid) {
+			if (flag == DIRTY_LOG_START)
+				__iommu_dirty_log_start(e->iommu);
+			else if (flag)
+				__iommu_dirty_log_bitmap(e->iommu, flag, iova, size, bits);
+			else
+				__iommu_unmap_ioctl(e->iommu, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
+						    iova, size, &bitmap, NULL);
+			_exit(0);
+		}
+
+		mock_wait(a, 1);
+		ASSERT_EQ(0, kill(pid, SIGKILL));
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		ASSERT_TRUE(WIFSIGNALED(status));
+		EXPECT_EQ(reads + 1, mock_get(a, "reads"));
+		mock_set(a, "stall", "N");
+
+		if (flag == DIRTY_LOG_START) {
+			check_stopped(e);
+			dirty_log_start(e);
+		} else {
+			dirty_log_model_error(e);
+		}
+		dirty_log_check_all(e);
+		check_sound(e, a, NULL);
+		dirty_log_check(e, DIRTY_LOG_GET, across->dma.iova, across->npages);
+		mock_write(e, a, across, 8);
+		mock_write(e, a, across, 69);
+		dirty_log_check_all(e);
+		dirty_log_stop(e);
+	}
+}
+
+struct late {
+	struct mock *mock;
+	int fd;
+	bool late;
+};
+
+static void *end_stall(void *arg)
+{
+	struct late *l = arg;
+	struct pollfd fd = { .fd = l->fd, .events = POLLIN };
+
+	if (!poll(&fd, 1, 30000)) {
+		l->late = true;
+		mock_set(l->mock, "stall", "N");
+	}
+
+	return NULL;
+}
+
+struct clear {
+	struct dirty_log *e;
+	struct dirty_log_mapping *m;
+	void *mask;
+	int ret;
+};
+
+static void *clear_fn(void *arg)
+{
+	struct clear *c = arg;
+
+	c->ret = dirty_log_call(c->e, DIRTY_LOG_CLEAR, c->m->dma.iova, c->m->npages, c->mask);
+
+	return NULL;
+}
+
+/* The mask's memory takes its time. Nobody else has to wait for it. */
+TEST_F_TIMEOUT(vfio_dirty_log_mock, slow_mask, TIMEOUT)
+{
+	struct mock *a = &self->mocks[MOCK_A];
+	struct dirty_log *e = &self->log;
+	struct clear c = { .e = e, .m = self->m };
+	struct late l = { .mock = a };
+	pthread_t clearing, waiting;
+	u64 bits[2] = {};
+	int ends[2];
+
+	dirty_log_start(e);
+	mock_write(e, a, self->m, 5);
+
+	c.mask = mmap(NULL, getpagesize(), PROT_READ | PROT_WRITE, MAP_SHARED, a->fd, 0);
+	ASSERT_NE(MAP_FAILED, c.mask);
+	ASSERT_EQ(0, pipe(ends));
+	l.fd = ends[0];
+
+	mock_set(a, "stall", "Y");
+	ASSERT_EQ(0, pthread_create(&waiting, NULL, end_stall, &l));
+	ASSERT_EQ(0, pthread_create(&clearing, NULL, clear_fn, &c));
+	mock_wait(a, 1);
+
+	/* Reads no log: it would be stalled, too */
+	EXPECT_EQ(-EINVAL, dirty_log_call(e, DIRTY_LOG_GET, self->m->dma.iova, 69, bits));
+
+	EXPECT_EQ(1, write(ends[1], "", 1));
+	ASSERT_EQ(0, pthread_join(waiting, NULL));
+	EXPECT_FALSE(l.late);
+	mock_set(a, "stall", "N");
+	ASSERT_EQ(0, pthread_join(clearing, NULL));
+	EXPECT_EQ(0, c.ret);
+
+	/* The mask was all zeros */
+	check_sound(e, a, NULL);
+	close(ends[0]);
+	close(ends[1]);
+	munmap(c.mask, getpagesize());
 }
 
 /*

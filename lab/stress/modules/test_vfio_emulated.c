@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A VFIO device without hardware and without an IOMMU behind it: what it does to
- * the user's memory it does with the CPU, by vfio_pin_pages() and vfio_dma_rw(),
- * when it is told so by ioctl(). For tests of what type1 does for such devices.
+ * Two VFIO devices without hardware and without an IOMMU behind them: what they do to
+ * the user's memory they do with the CPU, by vfio_pin_pages() and vfio_dma_rw(),
+ * when they are told so by ioctl(). For tests of what type1 does for such devices.
  */
 #include <linux/cleanup.h>
+#include <linux/delay.h>
 #include <linux/device/faux.h>
 #include <linux/iommu.h>
 #include <linux/list.h>
@@ -21,6 +22,8 @@ struct test_vfio {
 	/* Protects pins, and is not held while type1 is called */
 	struct mutex lock;
 	struct list_head pins;
+	/* The driver does not unpin when it is told to */
+	bool keep;
 };
 
 struct test_pin {
@@ -28,8 +31,13 @@ struct test_pin {
 	dma_addr_t iova;
 };
 
-static struct faux_device *test_faux;
-static struct test_vfio *test_vfio;
+static const char * const test_names[] = {
+	TEST_VFIO_EMULATED,
+	TEST_VFIO_EMULATED_TOO,
+};
+
+static struct faux_device *test_faux[ARRAY_SIZE(test_names)];
+static struct test_vfio *test_vfio[ARRAY_SIZE(test_names)];
 
 static struct test_vfio *to_test_vfio(struct vfio_device *vdev)
 {
@@ -126,13 +134,29 @@ static long test_ioctl(struct vfio_device *vdev, unsigned int cmd, unsigned long
 		return 0;
 	case TEST_VFIO_EMULATED_WRITE:
 		return test_write(test, range.iova, range.size);
+	case TEST_VFIO_EMULATED_KEEP:
+		test->keep = range.size;
+		return 0;
 	default:
 		return -ENOTTY;
 	}
 }
 
+/* type1 does not hold the container's lock: let others come in between. */
+static void test_dma_unmap(struct vfio_device *vdev, u64 iova, u64 size)
+{
+	/* A whole mapping's, or read from one that was freed */
+	WARN_ON_ONCE(!PAGE_ALIGNED(iova | size));
+
+	usleep_range(500, 1000);
+	if (!to_test_vfio(vdev)->keep)
+		test_unpin(vdev, iova, size);
+	usleep_range(500, 1000);
+}
+
 static void test_close_device(struct vfio_device *vdev)
 {
+	to_test_vfio(vdev)->keep = false;
 	test_unpin(vdev, 0, U64_MAX);
 }
 
@@ -141,49 +165,70 @@ static const struct vfio_device_ops test_ops = {
 	.init = test_init_dev,
 	.close_device = test_close_device,
 	.ioctl = test_ioctl,
-	.dma_unmap = test_unpin,
+	.dma_unmap = test_dma_unmap,
 	.bind_iommufd = vfio_iommufd_emulated_bind,
 	.unbind_iommufd = vfio_iommufd_emulated_unbind,
 	.attach_ioas = vfio_iommufd_emulated_attach_ioas,
 	.detach_ioas = vfio_iommufd_emulated_detach_ioas,
 };
 
-static int __init test_init(void)
+static int test_add(int i)
 {
 	int ret;
 
-	test_faux = faux_device_create(TEST_VFIO_EMULATED, NULL, NULL);
-	if (!test_faux)
+	test_faux[i] = faux_device_create(test_names[i], NULL, NULL);
+	if (!test_faux[i])
 		return -ENODEV;
 
-	test_vfio = vfio_alloc_device(test_vfio, vdev, &test_faux->dev, &test_ops);
-	if (IS_ERR(test_vfio)) {
-		ret = PTR_ERR(test_vfio);
+	test_vfio[i] = vfio_alloc_device(test_vfio, vdev, &test_faux[i]->dev, &test_ops);
+	if (IS_ERR(test_vfio[i])) {
+		ret = PTR_ERR(test_vfio[i]);
 		goto err_faux;
 	}
 
-	ret = vfio_register_emulated_iommu_dev(&test_vfio->vdev);
+	ret = vfio_register_emulated_iommu_dev(&test_vfio[i]->vdev);
 	if (ret)
 		goto err_put;
 
 	return 0;
 
 err_put:
-	vfio_put_device(&test_vfio->vdev);
+	vfio_put_device(&test_vfio[i]->vdev);
 err_faux:
-	faux_device_destroy(test_faux);
+	faux_device_destroy(test_faux[i]);
+	return ret;
+}
+
+static void test_del(int i)
+{
+	vfio_unregister_group_dev(&test_vfio[i]->vdev);
+	vfio_put_device(&test_vfio[i]->vdev);
+	faux_device_destroy(test_faux[i]);
+}
+
+static int __init test_init(void)
+{
+	int ret;
+
+	ret = test_add(0);
+	if (ret)
+		return ret;
+
+	ret = test_add(1);
+	if (ret)
+		test_del(0);
+
 	return ret;
 }
 
 static void __exit test_exit(void)
 {
-	vfio_unregister_group_dev(&test_vfio->vdev);
-	vfio_put_device(&test_vfio->vdev);
-	faux_device_destroy(test_faux);
+	test_del(1);
+	test_del(0);
 }
 
 module_init(test_init);
 module_exit(test_exit);
 
-MODULE_DESCRIPTION("VFIO device without an IOMMU, for selftests");
+MODULE_DESCRIPTION("VFIO devices without an IOMMU, for selftests");
 MODULE_LICENSE("GPL");

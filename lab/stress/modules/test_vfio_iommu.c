@@ -18,6 +18,7 @@
 #include <linux/kstrtox.h>
 #include <linux/lockdep.h>
 #include <linux/log2.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/pfn.h>
@@ -28,6 +29,7 @@
 #include <linux/sysfs.h>
 #include <linux/uaccess.h>
 #include <linux/vfio.h>
+#include <linux/wait.h>
 #include <linux/xarray.h>
 
 #include "test_vfio_iommu.h"
@@ -62,6 +64,11 @@ struct test_dev {
 	struct test_domain *domain;
 	/* Returned by the next call: negative, or 0 */
 	int fail[TEST_FAIL_NR];
+	/* Calls that read the log so far */
+	unsigned int reads;
+	/* Calls wait as long as it is set, and so many do */
+	bool stall;
+	atomic_t stalled;
 };
 
 struct test_vfio {
@@ -70,6 +77,7 @@ struct test_vfio {
 
 /* Protects the domains, and what the devices have of them and of failures */
 static DEFINE_MUTEX(test_lock);
+static DECLARE_WAIT_QUEUE_HEAD(test_wait);
 static struct test_dev test_devs[TEST_VFIO_IOMMU_NR_DEVICES];
 
 static struct fwnode_handle *test_fwnode;
@@ -97,6 +105,21 @@ static int test_fail(struct test_domain *domain, enum test_fail what)
 	int ret = domain->dev->fail[what];
 
 	domain->dev->fail[what] = 0;
+
+	return ret;
+}
+
+/* Wait for the test to end the stall, or for a fatal signal. Not under test_lock. */
+static int test_stall(struct test_dev *dev)
+{
+	int ret;
+
+	if (!READ_ONCE(dev->stall))
+		return 0;
+
+	atomic_inc(&dev->stalled);
+	ret = wait_event_killable(test_wait, !READ_ONCE(dev->stall));
+	atomic_dec(&dev->stalled);
 
 	return ret;
 }
@@ -235,7 +258,12 @@ static int test_read_and_clear_dirty(struct iommu_domain *domain,
 	void *leaf;
 	int ret;
 
+	/* A killed task reads on: to stop is up to the caller. */
+	test_stall(td->dev);
+
 	guard(mutex)(&test_lock);
+
+	td->dev->reads++;
 
 	/* Without tracking there is nothing to read, but to clear is fine */
 	if (!td->tracking && dirty->bitmap)
@@ -396,9 +424,32 @@ static long test_ioctl(struct vfio_device *vdev, unsigned int cmd, unsigned long
 	return test_write(to_test_dev(vdev->dev), write.iova, write.size, write.value);
 }
 
+static vm_fault_t test_fault(struct vm_fault *vmf)
+{
+	if (test_stall(vmf->vma->vm_private_data))
+		return VM_FAULT_SIGBUS;
+
+	vmf->page = alloc_page(GFP_HIGHUSER | __GFP_ZERO);
+
+	return vmf->page ? 0 : VM_FAULT_OOM;
+}
+
+static const struct vm_operations_struct test_vm_ops = {
+	.fault = test_fault,
+};
+
+static int test_mmap(struct vfio_device *vdev, struct vm_area_struct *vma)
+{
+	vma->vm_private_data = to_test_dev(vdev->dev);
+	vma->vm_ops = &test_vm_ops;
+
+	return 0;
+}
+
 static const struct vfio_device_ops test_vfio_ops = {
 	.name = TEST_VFIO_IOMMU,
 	.ioctl = test_ioctl,
+	.mmap = test_mmap,
 	.bind_iommufd = vfio_iommufd_physical_bind,
 	.unbind_iommufd = vfio_iommufd_physical_unbind,
 	.attach_ioas = vfio_iommufd_physical_attach_ioas,
@@ -441,9 +492,40 @@ static ssize_t tracking_show(struct device *dev, struct device_attribute *attr, 
 
 	td = to_test_dev(dev)->domain;
 
-	return sysfs_emit(buf, "%d\n", td && td->tracking);
+	return sysfs_emit(buf, "%c\n", !td || !td->domain.dirty_ops ? '-' :
+			  td->tracking ? '1' : '0');
 }
 static DEVICE_ATTR_RO(tracking);
+
+static ssize_t reads_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	guard(mutex)(&test_lock);
+
+	return sysfs_emit(buf, "%u\n", to_test_dev(dev)->reads);
+}
+static DEVICE_ATTR_RO(reads);
+
+static ssize_t stall_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%d\n", atomic_read(&to_test_dev(dev)->stalled));
+}
+
+static ssize_t stall_store(struct device *dev, struct device_attribute *attr,
+			   const char *buf, size_t count)
+{
+	bool on;
+	int ret;
+
+	ret = kstrtobool(buf, &on);
+	if (ret)
+		return ret;
+
+	WRITE_ONCE(to_test_dev(dev)->stall, on);
+	wake_up_all(&test_wait);
+
+	return count;
+}
+static DEVICE_ATTR_RW(stall);
 
 static ssize_t fail_store(struct device *dev, struct device_attribute *attr,
 			  const char *buf, size_t count)
@@ -468,6 +550,8 @@ static DEVICE_ATTR_WO(fail);
 
 static struct attribute *test_dev_attrs[] = {
 	&dev_attr_tracking.attr,
+	&dev_attr_reads.attr,
+	&dev_attr_stall.attr,
 	&dev_attr_fail.attr,
 	NULL,
 };

@@ -24,7 +24,13 @@
 /*
  * Attributes of a device, in sysfs:
  *
- * tracking	reads 1 if the domain that the device is attached to is logging.
+ * tracking	reads 1 if the domain that the device is attached to is logging, 0 if it
+ *		is not, and - if it cannot.
+ *
+ * reads	counts how often the device's IOMMU was asked for its log.
+ *
+ * stall	Y lets such a call, and a first access to memory of the device, wait for N
+ *		or for a fatal signal. Reads how many are waiting.
  *
  * fail		"start ERRNO", "read ERRNO" or "map ERRNO", with a positive errno,
  *		lets the next such call of the device's IOMMU fail, and only that. A
@@ -43,5 +49,7 @@ struct test_vfio_iommu_write {
  * half way, if it is not mapped.
  */
 #define TEST_VFIO_IOMMU_WRITE	_IOW('v', 3, struct test_vfio_iommu_write)
+
+/* mmap() of a device gives memory of its own, at any offset and of any size. */
 
 #endif /* SELFTESTS_VFIO_TEST_MODULES_TEST_VFIO_IOMMU_H */
