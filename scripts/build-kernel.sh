@@ -29,7 +29,7 @@ arm64*)
 *) configs+=(kernel-x86_64.config) ;;
 esac
 key=$(cat "$BASE_DIR/git/refs/heads/series")-$(cd "$TOP/scripts" &&
-	key_of packages build-env.sh build-kernel.sh guest.sh "${configs[@]}" $splat ../lab/stress/{Makefile,*.c,modules/*})
+	key_of packages build-env.sh build-kernel.sh guest.sh "${configs[@]}" $splat ../lab/stress/{Makefile,*.c,*.sh,modules/*})
 if [ "$(cat "$boot/key" 2>/dev/null)" = "$key" ]; then
 	say "the $name is built already"
 	exit 0

@@ -96,7 +96,7 @@ lane() {
 	perf) command=("$TOP/scripts/bench.sh" compare) ;;
 	set) command=("$TOP/scripts/check-series.sh" set) ;;
 	migrate) command=("$TOP/scripts/migrate.sh" short) ;;
-	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh lab/migrate/*.sh .ci/run') ;;
+	shellcheck) command=(enter bash -c 'cd /checkout && shellcheck scripts/*.sh lab/*/*.sh .ci/run') ;;
 	KUnit) command=("$TOP/scripts/check-kunit.sh") ;;
 	*) IOMMU=${1%-*} command=(boot "$LOGS/vm-$1-check.boot" "${1#*-}" check) ;;
 	esac
