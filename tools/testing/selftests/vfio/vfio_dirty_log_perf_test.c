@@ -25,7 +25,6 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -77,8 +76,8 @@ struct perf {
 	bool manual;
 
 	/* What is measured now; in a container full of mappings, all of them */
-	struct dma_region mem;
-	u64 leaf;
+	iova_t iova;
+	u64 size, leaf;
 	const struct pattern *pattern;
 
 	/* A bit for each page: what a call says, what it should */
@@ -105,7 +104,7 @@ static void report(struct perf *p, int op, const char *pattern, s64 ns)
 	ns = max(ns - p->clock_cost, (s64)0);
 	printf("%s\t%s\t%s\t%s\t%lu\t%lu\t%.4f\t%ld\n", p->tree,
 	       p->iommufd ? "iommufd" : "type1", op_names[op], pattern,
-	       p->mem.size / SZ_1M, p->leaf / SZ_1K, (double)ns * PAGE / p->mem.size, ns);
+	       p->size / SZ_1M, p->leaf / SZ_1K, (double)ns * PAGE / p->size, ns);
 	fflush(stdout);
 }
 
@@ -122,10 +121,10 @@ static void dma_write(struct perf *p, iova_t dst, u64 size)
 /* One write across the end of a leaf makes two leaves dirty */
 static void dirty_pattern(struct perf *p)
 {
-	u64 nr = p->mem.size / p->leaf, leaf;
+	u64 nr = p->size / p->leaf, leaf;
 
 	for (leaf = 0; leaf < nr; leaf++) {
-		iova_t iova = p->mem.iova + leaf * p->leaf;
+		iova_t iova = p->iova + leaf * p->leaf;
 
 		if (!is_dirty(p, leaf))
 			continue;
@@ -150,8 +149,8 @@ static void call_iommufd(struct perf *p, int op)
 		.size = sizeof(get),
 		.hwpt_id = p->hwpt,
 		.flags = op == OP_NOCLEAR ? IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR : 0,
-		.iova = p->mem.iova,
-		.length = p->mem.size,
+		.iova = p->iova,
+		.length = p->size,
 		.page_size = PAGE,
 		.data = (u64)p->bitmap,
 	};
@@ -184,40 +183,33 @@ static void call(struct perf *p, int op)
 	if (p->iommufd)
 		call_iommufd(p, op);
 	else
-		call_type1(p, op, p->mem.iova, p->mem.size, op == OP_CLEAR ? p->expect : p->bitmap);
+		call_type1(p, op, p->iova, p->size, op == OP_CLEAR ? p->expect : p->bitmap);
 }
 
-/* What a log of the pattern, or one of nothing, should say */
-static void check_bitmap(struct perf *p, bool clean)
+/* Time a call. If it reads the log, that has to be the pattern, or nothing. */
+static s64 call_and_check(struct perf *p, int op, bool clean)
 {
 	u64 page;
-
-	for (page = 0; page < p->mem.size / PAGE; page++)
-		VFIO_ASSERT_EQ(bit_get(p->bitmap, page), !clean && bit_get(p->expect, page),
-			       "pattern %s, page %lu\n", p->pattern->name, page);
-}
-
-static void check_clean(struct perf *p)
-{
-	memset(p->bitmap, 0, p->bitmap_size);
-	call(p, OP_GET);
-	check_bitmap(p, true);
-}
-
-/* Time a call, and check the bitmap if it reads one. */
-static void measure(struct perf *p, int op)
-{
 	s64 ns;
 
 	memset(p->bitmap, 0, p->bitmap_size);
 	ns = now();
 	call(p, op);
 	ns = now() - ns;
+
+	for (page = 0; page < p->size / PAGE && (op == OP_NOCLEAR || op == OP_GET); page++)
+		VFIO_ASSERT_EQ(bit_get(p->bitmap, page), !clean && bit_get(p->expect, page),
+			       "pattern %s, page %lu\n", p->pattern->name, page);
+
+	return ns;
+}
+
+static void measure(struct perf *p, int op)
+{
+	s64 ns = call_and_check(p, op, false);
+
 	if (p->best[op] < 0 || ns < p->best[op])
 		p->best[op] = ns;
-
-	if (op == OP_NOCLEAR || op == OP_GET)
-		check_bitmap(p, false);
 }
 
 static void measure_pattern(struct perf *p, const struct pattern *pattern, int rounds)
@@ -228,7 +220,7 @@ static void measure_pattern(struct perf *p, const struct pattern *pattern, int r
 	p->pattern = pattern;
 	memset(p->best, 0xff, sizeof(p->best));
 	memset(p->expect, 0, p->bitmap_size);
-	for (page = 0; page < p->mem.size / PAGE; page++)
+	for (page = 0; page < p->size / PAGE; page++)
 		bit_put(p->expect, page, is_dirty(p, page / (p->leaf / PAGE)));
 
 	while (rounds--) {
@@ -240,7 +232,7 @@ static void measure_pattern(struct perf *p, const struct pattern *pattern, int r
 
 		if (p->manual) {
 			measure(p, OP_CLEAR);
-			check_clean(p);
+			call_and_check(p, OP_GET, true);
 			/* CLEAR may have split large leaves until STOP */
 			call(p, OP_STOP);
 			call(p, OP_START);
@@ -248,13 +240,13 @@ static void measure_pattern(struct perf *p, const struct pattern *pattern, int r
 		}
 
 		measure(p, OP_GET);
-		check_clean(p);
+		call_and_check(p, OP_GET, true);
 
 		/* What is dirty when the log stops is what the next start has to clean */
 		dirty_pattern(p);
 		measure(p, OP_STOP);
 		measure(p, OP_START);
-		check_clean(p);
+		call_and_check(p, OP_GET, true);
 		call(p, OP_STOP);
 	}
 
@@ -287,27 +279,6 @@ static void *map_memory(u64 size)
 	return vaddr;
 }
 
-/* @size 0: one page */
-static void measure_size(struct perf *p, u64 size, const char *only)
-{
-	u64 map_size = size ?: SZ_2M;
-	int i;
-
-	p->mem.size = size ?: PAGE;
-	p->mem.vaddr = map_memory(map_size);
-	iommu_map(p->iommu, &p->mem);
-
-	for (i = 0; i < ARRAY_SIZE(patterns); i++) {
-		/* One page is clean or dirty */
-		if ((only && strcmp(only, patterns[i].name)) || (!size && patterns[i].every > 1))
-			continue;
-		measure_pattern(p, &patterns[i], p->rounds);
-	}
-
-	iommu_unmap(p->iommu, &p->mem);
-	VFIO_ASSERT_EQ(munmap(p->mem.vaddr, map_size), 0);
-}
-
 /* CLEAR one page, or none, by @mask, which is for @size bytes from @iova. */
 static void measure_clear(struct perf *p, const char *name, iova_t page,
 			  iova_t iova, u64 size, u8 *mask)
@@ -319,95 +290,63 @@ static void measure_clear(struct perf *p, const char *name, iova_t page,
 		memset(p->expect, 0, p->bitmap_size);
 		if (page) {
 			dma_write(p, page, DMA_SIZE);
-			bit_set(p->expect, (page - p->mem.iova) / PAGE);
+			bit_set(p->expect, (page - p->iova) / PAGE);
 		}
-		memset(p->bitmap, 0, p->bitmap_size);
-		call(p, OP_NOCLEAR);
-		check_bitmap(p, false);
+		call_and_check(p, OP_NOCLEAR, false);
 
 		ns = now();
 		call_type1(p, OP_CLEAR, iova, size, mask);
 		best = min(best, now() - ns);
-
-		memset(p->bitmap, 0, p->bitmap_size);
-		call(p, OP_NOCLEAR);
-		check_bitmap(p, true);
+		call_and_check(p, OP_NOCLEAR, true);
 	}
 
 	report(p, OP_CLEAR, name, best);
 }
 
-static void measure_container(struct perf *p, u64 size)
+/* @size 0: one page, which is clean or dirty. @scale: a container of mappings. */
+static void measure_size(struct perf *p, u64 size, bool scale)
 {
-	u64 nr = size / MEM_SIZE, i;
+	u64 map_size = scale ? MEM_SIZE : size ?: SZ_2M, nr = scale ? size / MEM_SIZE : 1, i;
 	struct dma_region *regions = calloc_assert(nr, sizeof(*regions));
-	void *vaddr = map_memory(MEM_SIZE);
+	void *vaddr = map_memory(map_size);
 	u8 one[8] = { 1 };
 	iova_t page;
 
-	p->mem.size = size;
+	p->size = size ?: PAGE;
 	for (i = 0; i < nr; i++) {
 		regions[i].vaddr = vaddr;
-		regions[i].iova = p->mem.iova + i * MEM_SIZE;
-		regions[i].size = MEM_SIZE;
+		regions[i].iova = p->iova + i * map_size;
+		regions[i].size = min(p->size, map_size);
 		iommu_map(p->iommu, &regions[i]);
 	}
 
-	measure_pattern(p, &patterns[0], 1);
+	for (i = 0; i < (scale ? 1 : ARRAY_SIZE(patterns)); i++)
+		if (size || patterns[i].every == 1)
+			measure_pattern(p, &patterns[i], scale ? 1 : p->rounds);
 
-	/* In the middle of the container and of a mapping */
-	page = p->mem.iova + nr / 2 * MEM_SIZE + SZ_32M;
-	call(p, OP_START);
-	measure_clear(p, "one", page, page, PAGE, one);
-	measure_clear(p, "spanned", page, p->mem.iova, size, p->expect);
-	measure_clear(p, "none", 0, p->mem.iova, size, p->expect);
-	call(p, OP_STOP);
+	if (scale) {
+		/* In the middle of the container and of a mapping */
+		page = p->iova + nr / 2 * MEM_SIZE + SZ_32M;
+		call(p, OP_START);
+		measure_clear(p, "one", page, page, PAGE, one);
+		measure_clear(p, "spanned", page, p->iova, size, p->expect);
+		measure_clear(p, "none", 0, p->iova, size, p->expect);
+		call(p, OP_STOP);
+	}
 
 	for (i = 0; i < nr; i++)
 		iommu_unmap(p->iommu, &regions[i]);
-	VFIO_ASSERT_EQ(munmap(vaddr, MEM_SIZE), 0);
+	VFIO_ASSERT_EQ(munmap(vaddr, map_size), 0);
 	free(regions);
-}
-
-static void map_region(struct perf *p, struct iova_allocator *iovas,
-		       struct dma_region *region, u64 size)
-{
-	region->vaddr = dirty_log_alloc(size, MAP_POPULATE);
-	VFIO_ASSERT_NE(region->vaddr, MAP_FAILED);
-	region->size = size;
-	region->iova = iova_allocator_alloc(iovas, size);
-	iommu_map(p->iommu, region);
-}
-
-/* Put the device into a domain that can log. */
-static bool attach_hwpt(struct perf *p)
-{
-	struct iommu_hwpt_alloc alloc = {
-		.size = sizeof(alloc),
-		.flags = IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
-		.dev_id = p->device->dev_id,
-		.pt_id = p->iommu->ioas_id,
-	};
-	struct vfio_device_attach_iommufd_pt attach = {
-		.argsz = sizeof(attach),
-	};
-
-	if (ioctl(p->iommu->iommufd, IOMMU_HWPT_ALLOC, &alloc))
-		return false;
-
-	p->hwpt = alloc.out_hwpt_id;
-	attach.pt_id = p->hwpt;
-	ioctl_assert(p->device->fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach);
-
-	return true;
 }
 
 /* Returns the sizes that the IOMMU's leaves can have here, or 0 if it does not log. */
 static u64 perf_init(struct perf *p, const char *bdf, bool iommufd)
 {
-	struct iova_allocator *iovas;
-	struct iommu_dirty_log_info log;
+	struct iommu_dirty_log_info info;
+	struct dirty_log log = {};
 	u64 leaves = SZ_4K | SZ_2M;
+	s64 start;
 	int i;
 
 	p->iommufd = iommufd;
@@ -418,28 +357,31 @@ static u64 perf_init(struct perf *p, const char *bdf, bool iommufd)
 		ksft_exit_skip("no driver for device %s\n", bdf);
 
 	if (iommufd) {
-		if (!attach_hwpt(p))
+		p->hwpt = dirty_log_attach_hwpt(p->device);
+		if (!p->hwpt)
 			return 0;
 	} else {
-		iommu_dirty_log_info(p->iommu, &log);
-		if (!log.hw || log.pgsize != PAGE)
+		iommu_dirty_log_info(p->iommu, &info);
+		if (!info.hw || info.pgsize != PAGE)
 			return 0;
 		/* It makes a leaf of 4 MiB of two of 2 MiB, if they are adjacent. */
-		if (log.iova_pgsizes & (SZ_1G - SZ_4M))
+		if (info.iova_pgsizes & (SZ_1G - SZ_4M))
 			leaves = SZ_4K;
 		p->manual = iommu_check_extension(p->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR) == 1;
 	}
 
-	iovas = iova_allocator_init(p->iommu);
-	map_region(p, iovas, &p->device->driver.region, SZ_2M);
-	map_region(p, iovas, &p->src, PAGE);
-	iova_allocator_cleanup(iovas);
-	vfio_pci_driver_init(p->device);
+	log.iommu = p->iommu;
+	log.iovas = iova_allocator_init(p->iommu);
+	dirty_log_start_driver(&log, p->device);
+	p->src.size = PAGE;
+	p->src.vaddr = dirty_log_alloc(PAGE, MAP_POPULATE);
+	p->src.iova = iova_allocator_alloc(log.iovas, PAGE);
+	iommu_map(p->iommu, &p->src);
+	iova_allocator_cleanup(log.iovas);
 
 	p->clock_cost = INT64_MAX;
 	for (i = 0; i < 100; i++) {
-		s64 start = now();
-
+		start = now();
 		p->clock_cost = min(p->clock_cost, now() - start);
 	}
 
@@ -448,34 +390,23 @@ static u64 perf_init(struct perf *p, const char *bdf, bool iommufd)
 
 int main(int argc, char *argv[])
 {
-	const char *bdf = vfio_selftests_get_bdf(&argc, argv);
-	const char *interface = NULL, *pattern = NULL, *unit = "ns";
+	const char *bdf = vfio_selftests_get_bdf(&argc, argv), *unit = "ns";
 	struct perf perf = { .tree = "-", .rounds = 3 };
 	char *sizes = "0,16", *list, *mib;
-	u64 leaf, only_leaf = 0, leaves, size;
+	u64 leaf, leaves, size;
 	bool scale = false;
 	int iommufd, opt;
 
-	while ((opt = getopt(argc, argv, "st:u:i:l:p:m:r:")) != -1) {
+	while ((opt = getopt(argc, argv, "st:u:m:r:")) != -1) {
 		switch (opt) {
 		case 's':
 			scale = true;
-			interface = "type1";
-			break;
-		case 'u':
-			unit = optarg;
 			break;
 		case 't':
 			perf.tree = optarg;
 			break;
-		case 'i':
-			interface = optarg;
-			break;
-		case 'l':
-			only_leaf = atoi(optarg) * SZ_1K;
-			break;
-		case 'p':
-			pattern = optarg;
+		case 'u':
+			unit = optarg;
 			break;
 		case 'm':
 			sizes = optarg;
@@ -484,8 +415,7 @@ int main(int argc, char *argv[])
 			perf.rounds = atoi(optarg);
 			break;
 		default:
-			printf("usage: %s [-s] [-t tree] [-u unit] [-i type1|iommufd] [-l 4|2048]\n"
-			       "       [-p pattern] [-m MiB[,MiB...]] [-r rounds] [bdf]\n"
+			printf("usage: %s [-s] [-t tree] [-u unit] [-m MiB[,MiB...]] [-r rounds] [bdf]\n"
 			       "A size is a multiple of 64 MiB, less than that, or 0 for one page.\n"
 			       "The fastest round counts.\n", argv[0]);
 			return KSFT_FAIL;
@@ -495,10 +425,7 @@ int main(int argc, char *argv[])
 	printf("tree\tinterface\top\tpattern\tmib\tleaf_kib\t%s_per_page\t%s_per_call\n",
 	       unit, unit);
 
-	for (iommufd = 0; iommufd < 2; iommufd++) {
-		if (interface && strcmp(interface, iommufd ? "iommufd" : "type1"))
-			continue;
-
+	for (iommufd = 0; iommufd < 2 - scale; iommufd++) {
 		leaves = perf_init(&perf, bdf, iommufd);
 		if (!leaves)
 			ksft_exit_skip("the IOMMU does not log pages of 4 KiB\n");
@@ -510,16 +437,14 @@ int main(int argc, char *argv[])
 			perf.bitmap = calloc_assert(1, perf.bitmap_size);
 			perf.expect = calloc_assert(1, perf.bitmap_size);
 
+			/* Large leaves make no difference to a container, or to one page. */
 			for (leaf = SZ_4K; leaf <= SZ_2M; leaf *= SZ_2M / SZ_4K) {
-				if (!(leaves & leaf) || (only_leaf && leaf != only_leaf))
+				if (!(leaves & leaf) || (leaf == SZ_2M && (scale || !size)))
 					continue;
 
 				perf.leaf = leaf;
-				perf.mem.iova = DIRTY_LOG_IOVA + (leaf == PAGE ? PAGE : 0);
-				if (scale && (only_leaf || leaf == PAGE))
-					measure_container(&perf, size);
-				else if (!scale && (size || leaf == PAGE))
-					measure_size(&perf, size, pattern);
+				perf.iova = DIRTY_LOG_IOVA + (leaf == PAGE ? PAGE : 0);
+				measure_size(&perf, size, scale);
 			}
 			free(perf.bitmap);
 			free(perf.expect);

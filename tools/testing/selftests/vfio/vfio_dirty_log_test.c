@@ -4,15 +4,14 @@
  * where the IOMMU keeps the log, a clean page is not reported either.
  *
  * Whatever is read from the log is compared with a model of it, see
- * libvfio/dirty_log_model.h. A pessimistic log, which says the same whatever is
- * done, is looked at by vfio_dirty_log_pessimistic alone.
+ * libvfio/dirty_log.h. A pessimistic log, which says the same whatever is done,
+ * is looked at by "pessimistic" alone.
  *
  * Environment:
  *  VFIO_DIRTY_LOG_EXPECT=hw|pessimistic	fail, rather than adapt or skip, if
  *						the log is the other one or is missing
  *  VFIO_DIRTY_LOG_VERBOSE=1			let the tests "show" print a table
  */
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,9 +19,6 @@
 
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 
 #include <linux/iommufd.h>
 #include <linux/mman.h>
@@ -71,6 +67,7 @@ static int bitmap_or_unmap(struct dirty_log *log, u32 flag,
 FIXTURE(vfio_dirty_log_modes) {
 	struct iommu *iommu;
 	struct vfio_pci_device *device;
+	bool v1, v2;
 };
 
 FIXTURE_VARIANT(vfio_dirty_log_modes) {
@@ -90,6 +87,8 @@ FIXTURE_SETUP(vfio_dirty_log_modes)
 {
 	self->iommu = iommu_init(variant->iommu_mode);
 	self->device = vfio_pci_device_init(bdfs[0], self->iommu);
+	self->v1 = !strcmp(variant->iommu_mode, MODE_VFIO_TYPE1_IOMMU);
+	self->v2 = !strcmp(variant->iommu_mode, MODE_VFIO_TYPE1V2_IOMMU);
 }
 
 FIXTURE_TEARDOWN(vfio_dirty_log_modes)
@@ -98,24 +97,17 @@ FIXTURE_TEARDOWN(vfio_dirty_log_modes)
 	iommu_cleanup(self->iommu);
 }
 
-static bool is_mode(struct iommu *iommu, const char *mode)
-{
-	return !strcmp(iommu->mode->name, mode);
-}
-
 TEST_F_TIMEOUT(vfio_dirty_log_modes, offer, TIMEOUT)
 {
-	bool v2 = is_mode(self->iommu, MODE_VFIO_TYPE1V2_IOMMU);
-	bool v1 = is_mode(self->iommu, MODE_VFIO_TYPE1_IOMMU);
 	const char *expect = getenv("VFIO_DIRTY_LOG_EXPECT");
 	struct iommu_dirty_log_info info = {};
 	struct iommu *fresh;
 	int ret;
 
-	if (v2 && !expect && !iommu_check_extension(self->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR))
+	if (self->v2 && !expect && !iommu_check_extension(self->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR))
 		SKIP(return, "the kernel does not offer VFIO_DIRTY_LOG_MANUAL_CLEAR");
 
-	EXPECT_EQ(v2, iommu_check_extension(self->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR));
+	EXPECT_EQ(self->v2, iommu_check_extension(self->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR));
 
 	/* Nothing is attached to this one, so no IOMMU driver is behind it. */
 	fresh = iommu_init(variant->iommu_mode);
@@ -124,14 +116,15 @@ TEST_F_TIMEOUT(vfio_dirty_log_modes, offer, TIMEOUT)
 
 	/* A v1 container has the capability, but no log. */
 	ret = __iommu_dirty_log_info(self->iommu, &info);
-	EXPECT_EQ(v1 || v2 ? 0 : is_mode(self->iommu, MODE_IOMMUFD) ? -ENODEV : -ENOENT, ret);
+	EXPECT_EQ(self->v1 || self->v2 ? 0 :
+		  strcmp(variant->iommu_mode, MODE_IOMMUFD) ? -ENOENT : -ENODEV, ret);
 	if (ret)
 		return;
 
 	EXPECT_EQ(info.iova_pgsizes & -info.iova_pgsizes, info.pgsize);
 	EXPECT_EQ(SZ_256M, info.max_bitmap_size);
-	if (v1 || expect)
-		EXPECT_EQ(v2 && !strcmp(expect, "hw"), info.hw);
+	if (self->v1 || expect)
+		EXPECT_EQ(self->v2 && !strcmp(expect, "hw"), info.hw);
 }
 
 /* Without START there is no call to succeed but STOP, and elsewhere none at all. */
@@ -141,48 +134,32 @@ TEST_F_TIMEOUT(vfio_dirty_log_modes, calls, TIMEOUT)
 		DIRTY_LOG_STOP, DIRTY_LOG_GET, DIRTY_LOG_NOCLEAR, DIRTY_LOG_CLEAR, 0,
 		DIRTY_LOG_START | DIRTY_LOG_STOP, 1U << 31, DIRTY_LOG_START,
 	};
-	bool v2 = is_mode(self->iommu, MODE_VFIO_TYPE1V2_IOMMU);
-	bool v1 = is_mode(self->iommu, MODE_VFIO_TYPE1_IOMMU);
-	const u64 pgsize = getpagesize();
 	u64 bits[2] = { 0x55, 0xaa }, unmapped = ~0UL;
-	struct vfio_iommu_type1_dirty_bitmap_get range = {
-		.iova = DIRTY_LOG_IOVA,
-		.size = pgsize,
-		.bitmap = {
-			.pgsize = pgsize,
-			.size = 8,
-			.data = (__u64 *)bits,
-		},
-	};
 	struct dma_region region = {
-		.vaddr = dirty_log_alloc(pgsize, 0),
+		.vaddr = dirty_log_alloc(getpagesize(), 0),
 		.iova = DIRTY_LOG_IOVA,
-		.size = pgsize,
+		.size = getpagesize(),
 	};
 	int i, err;
 
 	iommu_map(self->iommu, &region);
 
-	for (i = 0; i < ARRAY_SIZE(flags) - v2; i++) {
-		u32 argsz = sizeof(struct vfio_iommu_type1_dirty_bitmap);
-
-		if (flags[i] != DIRTY_LOG_START && flags[i] != DIRTY_LOG_STOP)
-			argsz += sizeof(range);
-
-		err = v1 ? -EACCES : !v2 ? -ENOTTY : flags[i] == DIRTY_LOG_STOP ? 0 : -EINVAL;
-		EXPECT_EQ(err, __iommu_dirty_log_ioctl(self->iommu, argsz, flags[i], &range)) {
+	for (i = 0; i < ARRAY_SIZE(flags) - self->v2; i++) {
+		err = self->v1 ? -EACCES : !self->v2 ? -ENOTTY :
+		      flags[i] == DIRTY_LOG_STOP ? 0 : -EINVAL;
+		EXPECT_EQ(err, __iommu_dirty_log_bitmap(self->iommu, flags[i], region.iova,
+							region.size, bits)) {
 			TH_LOG("flags 0x%x", flags[i]);
 		}
 	}
 
-	EXPECT_EQ(-EINVAL, __iommu_unmap_ioctl(self->iommu, UNMAP_DIRTY, region.iova, region.size,
-					       &range.bitmap, NULL));
+	EXPECT_EQ(-EINVAL, __iommu_unmap_get_dirty(self->iommu, &region, bits, NULL));
 	EXPECT_EQ(0x55, bits[0]);
 	EXPECT_EQ(0xaa, bits[1]);
 
 	/* It was not unmapped. */
 	EXPECT_EQ(0, __iommu_unmap(self->iommu, &region, &unmapped));
-	EXPECT_EQ(pgsize, unmapped);
+	EXPECT_EQ(region.size, unmapped);
 }
 
 /*
@@ -202,7 +179,6 @@ TEST(capability_is_true)
 	struct dirty_log log;
 	struct iommu *iommu;
 	const char *skip;
-	bool capable;
 
 	iommu = iommu_init(MODE_IOMMUFD);
 	device = vfio_pci_device_alloc(bdfs[0], iommu);
@@ -211,7 +187,6 @@ TEST(capability_is_true)
 	ASSERT_EQ(0, ioctl(device->fd, VFIO_DEVICE_BIND_IOMMUFD, &bind));
 	info.dev_id = bind.out_devid;
 	ASSERT_EQ(0, ioctl(iommu->iommufd, IOMMU_GET_HW_INFO, &info));
-	capable = info.out_capabilities & IOMMU_HW_CAP_DIRTY_TRACKING;
 	ASSERT_EQ(0, close(device->fd));
 	vfio_pci_device_free(device);
 	iommu_cleanup(iommu);
@@ -220,55 +195,68 @@ TEST(capability_is_true)
 	if (skip)
 		SKIP(return, "%s", skip);
 
-	EXPECT_EQ(capable, log.info.hw);
+	EXPECT_EQ(!!(info.out_capabilities & IOMMU_HW_CAP_DIRTY_TRACKING), log.info.hw);
 	TH_LOG("the dirty log is %s", log.info.hw ? "the hardware's" : "pessimistic");
 	dirty_log_teardown(&log);
 }
 
-/* ---- The pessimistic log ---- */
+/* ---- What the log says ---- */
 
-FIXTURE(vfio_dirty_log_pessimistic) {
-	struct dirty_log log;
-};
-
-FIXTURE_SETUP(vfio_dirty_log_pessimistic)
+/* Unmap a range of whole mappings, and compare what is reported of their pages */
+static void unmap_get_dirty(struct dirty_log *log, iova_t iova, u64 npages, u8 poison)
 {
-	const char *skip = dirty_log_setup(&self->log, bdfs[0]);
+	u64 size = npages * log->info.pgsize, mapped = 0, unmapped;
+	struct vfio_bitmap bitmap = {
+		.pgsize = log->info.pgsize,
+		.size = DIRTY_LOG_BITMAP_BYTES(npages),
+		.data = malloc_assert(DIRTY_LOG_BITMAP_BYTES(npages) + 8),
+	};
+	struct dirty_log_mapping *m, *next;
+	const char *error;
 
-	if (skip)
-		SKIP(return, "%s", skip);
-	if (self->log.info.hw)
-		SKIP(return, "the log is the hardware's");
-}
+	memset(bitmap.data, poison, bitmap.size + 8);
+	VFIO_ASSERT_EQ(__iommu_unmap_ioctl(log->iommu, UNMAP_DIRTY, iova, size, &bitmap,
+					   &unmapped), 0);
+	error = dirty_log_model_compare(log, iova, npages, bitmap.data, poison);
+	VFIO_ASSERT_NULL(error, "UNMAP of %lu pages at iova 0x%lx: %s\n", npages, iova, error);
+	VFIO_ASSERT_EQ(((u8 *)bitmap.data)[bitmap.size], poison);
+	free(bitmap.data);
 
-FIXTURE_TEARDOWN(vfio_dirty_log_pessimistic)
-{
-	dirty_log_teardown(&self->log);
+	list_for_each_entry_safe(m, next, &log->mappings, link) {
+		if (m->dma.iova - iova >= size)
+			continue;
+		mapped += m->dma.size;
+		list_del_init(&m->dma.link);
+		dirty_log_model_forget(m);
+	}
+	VFIO_ASSERT_EQ(unmapped, mapped);
 }
 
 /* Every mapped page, whatever is called: also what was mapped later, or cleared. */
-TEST_F_TIMEOUT(vfio_dirty_log_pessimistic, all_dirty, TIMEOUT)
+TEST(pessimistic)
 {
-	struct dirty_log *log = &self->log;
-	struct dirty_log_mapping *m = dirty_log_map_pages(log, DIRTY_LOG_IOVA, 70);
-	u64 pgsize = log->info.pgsize, got[4] = {}, unmapped;
+	struct dirty_log_mapping *m;
+	struct dirty_log log;
+	const char *skip = dirty_log_setup(&log, bdfs[0]);
 
-	dirty_log_start(log);
-	dirty_log_check_all(log);
-	dirty_log_map_pages(log, DIRTY_LOG_IOVA + 75 * pgsize, 130);
-	dirty_log_check(log, DIRTY_LOG_GET, DIRTY_LOG_IOVA - 3 * pgsize, 208);
-	dirty_log_write(log, m, 5);
-	dirty_log_clear(log, DIRTY_LOG_IOVA, 100, NULL);
-	dirty_log_check_all(log);
+	if (!skip && log.info.hw)
+		skip = "the log is the hardware's";
+	if (skip)
+		SKIP(return, "%s", skip);
 
-	ASSERT_EQ(0, __iommu_unmap_get_dirty(log->iommu, &m->dma, got, &unmapped));
-	EXPECT_EQ(70 * pgsize, unmapped);
-	EXPECT_EQ(~0UL, got[0]);
-	EXPECT_EQ(0x3f, got[1]);
-	dirty_log_model_forget(m);
-	dirty_log_stop(log);
-	dirty_log_start(log);
-	dirty_log_check_all(log);
+	m = dirty_log_map_pages(&log, DIRTY_LOG_IOVA, 70);
+	dirty_log_start(&log);
+	dirty_log_check_all(&log);
+	dirty_log_map_pages(&log, DIRTY_LOG_IOVA + 75 * log.info.pgsize, 130);
+	dirty_log_check(&log, DIRTY_LOG_GET, DIRTY_LOG_IOVA - 3 * log.info.pgsize, 208);
+	dirty_log_write(&log, m, 5);
+	dirty_log_clear(&log, DIRTY_LOG_IOVA, 100, NULL);
+	dirty_log_check_all(&log);
+	unmap_get_dirty(&log, DIRTY_LOG_IOVA, 70, 0);
+	dirty_log_stop(&log);
+	dirty_log_start(&log);
+	dirty_log_check_all(&log);
+	dirty_log_teardown(&log);
 }
 
 /* ---- One mapping, of pages of several sizes ---- */
@@ -324,24 +312,60 @@ FIXTURE_TEARDOWN(vfio_dirty_log)
 	dirty_log_teardown(&self->log);
 }
 
+static void write_spots(struct dirty_log *log, struct dirty_log_mapping *m, const u64 spots[3])
+{
+	int i;
+
+	for (i = 0; i < 3; i++)
+		dirty_log_write(log, m, spots[i]);
+}
+
+enum { WRITTEN, READ, CLEARED, LEFT, AGAIN, READ_AGAIN, COLUMNS };
+
+/* @seen has a bit for each column. Consecutive pages that saw the same share a line. */
+static void print_table(struct dirty_log *log, u64 npages, u64 leaf, const u8 *seen, u64 *count)
+{
+	static const char * const words[] = { "DMA", "dirty", "clean", "dirty", "DMA", "dirty" };
+	u64 page, first = 0;
+	int i;
+
+	printf("# %lu pages of %lu bytes, in leaves of %lu%s\n"
+	       "# pages            written  NOCLEAR  CLEAR    NOCLEAR  written  NOCLEAR\n",
+	       npages, log->info.pgsize, leaf, leaf == 1 ? "" :
+	       log->split_on_clear ? ", which CLEAR splits" : ", which CLEAR does not split");
+
+	for (page = 0; page < npages; page++) {
+		if (page + 1 < npages && seen[page] == seen[page + 1])
+			continue;
+
+		printf("# %6lu - %6lu", first, page);
+		for (i = 0; i < COLUMNS; i++)
+			printf("  %-*s", i + 1 < COLUMNS ? 7 : 0,
+			       seen[page] & 1 << i ? words[i] : "-");
+		printf("\n");
+		first = page + 1;
+	}
+
+	printf("# in all         ");
+	for (i = 0; i < COLUMNS; i++)
+		printf("  %-*lu", i + 1 < COLUMNS ? 7 : 0, count[i]);
+	printf("\n#\n");
+	fflush(stdout);
+}
+
 /*
  * What a migration does, told as a table: START, NOCLEAR, CLEAR of all pages but
  * one, NOCLEAR, and once more after the next writes, STOP.
  */
 TEST_F_TIMEOUT(vfio_dirty_log, show, TIMEOUT)
 {
-	enum { WRITTEN, READ, CLEARED, LEFT, AGAIN, READ_AGAIN, COLUMNS };
-	static const char * const words[] = { "DMA", "dirty", "clean", "dirty", "DMA", "dirty" };
-	bool verbose = getenv("VFIO_DIRTY_LOG_VERBOSE");
 	struct dirty_log *log = &self->log;
 	struct dirty_log_mapping *m = self->m;
 	const u64 pages[] = { self->spots[0], self->spots[1], self->spots[1] + 1, self->spots[2] };
-	u64 leaf = m->min_leaf, page, first, count[COLUMNS] = {};
-	u8 *bits[COLUMNS];
+	u8 *bits = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(m->npages));
+	u8 *seen = calloc_assert(1, m->npages);
+	u64 leaf = m->min_leaf, page, count[COLUMNS] = {};
 	int i, j;
-
-	for (i = 0; i < COLUMNS; i++)
-		bits[i] = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(m->npages));
 
 	dirty_log_start(log);
 
@@ -349,53 +373,29 @@ TEST_F_TIMEOUT(vfio_dirty_log, show, TIMEOUT)
 		switch (i) {
 		case WRITTEN:
 		case AGAIN:
+			memset(bits, 0, DIRTY_LOG_BITMAP_BYTES(m->npages));
 			for (j = 0; j < ARRAY_SIZE(pages); j++) {
 				dirty_log_write(log, m, pages[j]);
-				bit_set(bits[i], pages[j]);
+				bit_set(bits, pages[j]);
 			}
 			break;
 		case CLEARED:
-			memcpy(bits[i], bits[READ], DIRTY_LOG_BITMAP_BYTES(m->npages));
-			bit_put(bits[i], pages[2], false);
-			dirty_log_clear(log, m->dma.iova, m->npages, bits[i]);
+			bit_put(bits, pages[2], false);
+			dirty_log_clear(log, m->dma.iova, m->npages, bits);
 			break;
 		default:
-			iommu_dirty_log_get_noclear(log->iommu, m->dma.iova, m->dma.size, bits[i]);
+			iommu_dirty_log_get_noclear(log->iommu, m->dma.iova, m->dma.size, bits);
 			EXPECT_EQ(NULL, dirty_log_model_compare(log, m->dma.iova, m->npages,
-								bits[i], 0));
+								bits, 0));
 		}
-		for (page = 0; page < m->npages; page++)
-			count[i] += bit_get(bits[i], page);
+		for (page = 0; page < m->npages; page++) {
+			seen[page] |= bit_get(bits, page) << i;
+			count[i] += bit_get(bits, page);
+		}
 	}
 
-	if (verbose)
-		printf("# %lu pages of %lu bytes, in leaves of %lu%s\n"
-		       "# pages            written  NOCLEAR  CLEAR    NOCLEAR  written  NOCLEAR\n",
-		       m->npages, log->info.pgsize, leaf, leaf == 1 ? "" :
-		       log->split_on_clear ? ", which CLEAR splits" : ", which CLEAR does not split");
-
-	for (page = first = 0; page < m->npages && verbose; page++) {
-		bool same = page + 1 < m->npages;
-
-		/* One line for consecutive pages with the same results */
-		for (i = 0; i < COLUMNS && same; i++)
-			same = bit_get(bits[i], page) == bit_get(bits[i], page + 1);
-		if (same)
-			continue;
-
-		printf("# %6lu - %6lu", first, page);
-		for (i = 0; i < COLUMNS; i++)
-			printf("  %-*s", i + 1 < COLUMNS ? 7 : 0,
-			       bit_get(bits[i], page) ? words[i] : "-");
-		printf("\n");
-		first = page + 1;
-	}
-
-	if (verbose)
-		printf("# in all           %-7lu  %-7lu  %-7lu  %-7lu  %-7lu  %lu\n#\n",
-		       count[WRITTEN], count[READ], count[CLEARED], count[LEFT], count[AGAIN],
-		       count[READ_AGAIN]);
-	fflush(stdout);
+	if (getenv("VFIO_DIRTY_LOG_VERBOSE"))
+		print_table(log, m->npages, leaf, seen, count);
 
 	/* Leaves that were split are logged by page, the others as before. */
 	EXPECT_EQ(1, count[LEFT]);
@@ -421,7 +421,6 @@ TEST_F_TIMEOUT(vfio_dirty_log, start_and_stop, TIMEOUT)
 
 		dirty_log_start(log);
 		dirty_log_check_all(log);
-
 		dirty_log_write(log, m, self->spots[0]);
 		dirty_log_write(log, m, self->spots[1]);
 		dirty_log_check_all(log);
@@ -478,12 +477,9 @@ TEST_F_TIMEOUT(vfio_dirty_log, clear_some, TIMEOUT)
 	struct dirty_log *log = &self->log;
 	struct dirty_log_mapping *m = self->m;
 	u8 *mask = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(m->npages));
-	int i;
 
 	dirty_log_start(log);
-
-	for (i = 0; i < ARRAY_SIZE(self->spots); i++)
-		dirty_log_write(log, m, self->spots[i]);
+	write_spots(log, m, self->spots);
 
 	/* Unread as yet: the IOMMU's bits go and the container has none. */
 	dirty_log_clear_page(log, m, self->spots[0]);
@@ -506,20 +502,17 @@ TEST_F_TIMEOUT(vfio_dirty_log, clear_some, TIMEOUT)
 
 	dirty_log_clear_page(log, m, self->spots[1]);
 	dirty_log_check_all(log);
-
-	for (i = 0; i < ARRAY_SIZE(self->spots); i++)
-		dirty_log_write(log, m, self->spots[i]);
-	dirty_log_check_all(log);
 }
 
 /*
  * One mask with runs and gaps of all kinds of lengths. Catches pages between two
- * runs that are cleared as well, and a run that is cut short.
+ * runs that are cleared as well, a run that is cut short, or is not cleared.
  */
 TEST_F_TIMEOUT(vfio_dirty_log, clear_sparse, TIMEOUT)
 {
+	/* A word of zeros, which ends a walk, also in the first 256 pages */
 	static const u64 runs[] = { 2, 1, 3, 64, 1, 7, 65, 2, 63, 130 };
-	static const u64 gaps[] = { 1, 2, 7, 61, 64, 130, 63, 65, 62, 128 };
+	static const u64 gaps[] = { 1, 2, 130, 7, 61, 64, 63, 65, 62, 128 };
 	struct dirty_log *log = &self->log;
 	struct dirty_log_mapping *m = self->m;
 	u8 *mask = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(m->npages));
@@ -581,15 +574,14 @@ TEST_F_TIMEOUT(vfio_dirty_log, clear_then_write, TIMEOUT)
 
 	dirty_log_clear(log, m->dma.iova, m->npages, NULL);
 	dirty_log_check_all(log);
-
-	for (i = 0; i < ARRAY_SIZE(self->spots); i++)
-		dirty_log_write(log, m, self->spots[i]);
+	write_spots(log, m, self->spots);
 	dirty_log_check_all(log);
 }
 
 /*
  * A dirty large leaf that was cleared logs by page from then on, until STOP, and
- * what was not asked for stays dirty. Elsewhere it is logged as a whole.
+ * what was not asked for stays dirty. Elsewhere it is logged as a whole. Catches
+ * also a leaf that starts before the range and is not recorded.
  */
 TEST_F_TIMEOUT(vfio_dirty_log, split, TIMEOUT)
 {
@@ -604,6 +596,7 @@ TEST_F_TIMEOUT(vfio_dirty_log, split, TIMEOUT)
 	for (round = 0; round < 2; round++) {
 		dirty_log_start(log);
 		dirty_log_write(log, m, 3);
+		dirty_log_check(log, DIRTY_LOG_NOCLEAR, dirty_log_iova(log, m, 2), leaf + 64);
 		dirty_log_clear(log, dirty_log_iova(log, m, 2), 64, NULL);
 		dirty_log_check_all(log);
 		dirty_log_clear(log, m->dma.iova, m->npages, NULL);
@@ -630,43 +623,6 @@ TEST_F_TIMEOUT(vfio_dirty_log, split, TIMEOUT)
 }
 
 /*
- * A part of a mapping, cutting superpages at both ends and covering others.
- * Catches bits lost or cleared outside the part, and a leaf that starts before
- * the part and is not recorded.
- */
-TEST_F_TIMEOUT(vfio_dirty_log, subrange, TIMEOUT)
-{
-	struct dirty_log *log = &self->log;
-	struct dirty_log_mapping *m = self->m;
-	const u64 first = m->npages / 4 - 13, end = m->npages / 2 + 77;
-	const u64 writes[] = {
-		0, first - 1, first, (first + end) / 2, end - 1, end, m->npages - 1
-	};
-	iova_t iova = dirty_log_iova(log, m, first);
-	int round, i;
-
-	dirty_log_start(log);
-
-	for (round = 0; round < 2; round++) {
-		for (i = 0; i < ARRAY_SIZE(writes); i++)
-			dirty_log_write(log, m, writes[i]);
-
-		dirty_log_check(log, DIRTY_LOG_NOCLEAR, iova, end - first);
-		if (round)
-			dirty_log_check_all(log);
-
-		dirty_log_clear(log, iova, end - first, NULL);
-		dirty_log_check(log, DIRTY_LOG_NOCLEAR, iova, end - first);
-		dirty_log_check_all(log);
-	}
-
-	/* Single pages by ranges of their own, at either side of an edge */
-	for (i = 0; i < ARRAY_SIZE(writes); i++)
-		dirty_log_clear(log, dirty_log_iova(log, m, writes[i]), 1, NULL);
-	dirty_log_check_all(log);
-}
-
-/*
  * Catches an UNMAP that does not ask the IOMMU, or forgets what was read before,
  * and a new mapping in the same place that is not dirty, all of it, once: the
  * user may not have read the dirty state of the pages.
@@ -675,13 +631,9 @@ TEST_F_TIMEOUT(vfio_dirty_log, unmap_and_map, TIMEOUT)
 {
 	struct dirty_log *log = &self->log;
 	struct dirty_log_mapping *m = self->m;
-	u8 *bits = malloc_assert(DIRTY_LOG_BITMAP_BYTES(m->npages) + 8);
-	u64 unmapped = 0;
 	int round;
 
 	for (round = 0; round < 3; round++) {
-		u8 poison = round ? 0xff : 0;
-
 		dirty_log_start(log);
 
 		/* One read before, one cleared, one only known to the IOMMU */
@@ -691,17 +643,11 @@ TEST_F_TIMEOUT(vfio_dirty_log, unmap_and_map, TIMEOUT)
 		dirty_log_clear_page(log, m, self->spots[1]);
 		dirty_log_write(log, m, self->spots[2]);
 
-		if (round == 2) {
+		if (round < 2) {
+			unmap_get_dirty(log, m->dma.iova, m->npages, round ? 0xff : 0);
+		} else {
 			dirty_log_unmap(log, m);
 			dirty_log_check(log, DIRTY_LOG_NOCLEAR, m->dma.iova, m->npages);
-		} else {
-			memset(bits, poison, DIRTY_LOG_BITMAP_BYTES(m->npages) + 8);
-			ASSERT_EQ(0, __iommu_unmap_get_dirty(log->iommu, &m->dma, bits, &unmapped));
-			EXPECT_EQ(m->dma.size, unmapped);
-			EXPECT_EQ(NULL, dirty_log_model_compare(log, m->dma.iova, m->npages,
-								bits, poison));
-			EXPECT_EQ(poison, bits[DIRTY_LOG_BITMAP_BYTES(m->npages)]);
-			dirty_log_model_forget(m);
 		}
 
 		dirty_log_map_again(log, m);
@@ -718,19 +664,6 @@ TEST_F_TIMEOUT(vfio_dirty_log, unmap_and_map, TIMEOUT)
 struct pages {
 	u64 first, npages;
 };
-
-static iova_t last_iova(struct dirty_log *log)
-{
-	struct iommu_iova_range *ranges;
-	iova_t last;
-	u32 n;
-
-	ranges = iommu_iova_ranges(log->iommu, &n);
-	last = ranges[n - 1].last;
-	free(ranges);
-
-	return last;
-}
 
 FIXTURE(vfio_dirty_log_ranges) {
 	struct dirty_log log;
@@ -778,13 +711,15 @@ FIXTURE_VARIANT_ADD(vfio_dirty_log_ranges, top_of_iova_space) {
 FIXTURE_SETUP(vfio_dirty_log_ranges)
 {
 	struct dirty_log *log = &self->log;
+	struct iommu_iova_range *ranges;
 	u64 pgsize;
+	u32 n;
 
 	setup_or_skip(log);
 	pgsize = log->info.pgsize;
-	self->base = DIRTY_LOG_IOVA;
-	if (variant->top)
-		self->base = (last_iova(log) & ~(pgsize - 1)) - (variant->top - 1) * pgsize;
+	ranges = iommu_iova_ranges(log->iommu, &n);
+	self->base = !variant->top ? DIRTY_LOG_IOVA :
+		     (ranges[n - 1].last & ~(pgsize - 1)) - (variant->top - 1) * pgsize;
 
 	for (; self->nr < 8 && variant->map[self->nr].npages; self->nr++)
 		self->m[self->nr] = dirty_log_map_pages(log, self->base +
@@ -805,9 +740,7 @@ static bool cuts(struct dirty_log_mapping *m, iova_t iova)
 TEST_F_TIMEOUT(vfio_dirty_log_ranges, read_clear_unmap, TIMEOUT)
 {
 	struct dirty_log *log = &self->log;
-	struct vfio_iommu_type1_dirty_bitmap_get range = {
-		.bitmap.pgsize = log->info.pgsize,
-	};
+	struct dirty_log_mapping *last = self->m[self->nr - 1];
 	u64 bitmap[16];
 	int i, j, how;
 
@@ -851,25 +784,15 @@ TEST_F_TIMEOUT(vfio_dirty_log_ranges, read_clear_unmap, TIMEOUT)
 	/* All of them at once into one bitmap, and anew */
 	for (j = 0; j < self->nr; j++)
 		dirty_log_write(log, self->m[j], self->m[j]->npages / 2);
-	j--;
-	range.iova = self->m[0]->dma.iova;
-	range.size = self->m[j]->dma.iova + self->m[j]->dma.size - range.iova;
-	range.bitmap.size = DIRTY_LOG_BITMAP_BYTES(range.size / range.bitmap.pgsize);
-	range.bitmap.data = malloc_assert(range.bitmap.size);
-	memset(range.bitmap.data, 0xff, range.bitmap.size);
-	ASSERT_EQ(0, bitmap_or_unmap(log, 0, &range));
-	EXPECT_EQ(NULL, dirty_log_model_compare(log, range.iova, range.size / range.bitmap.pgsize,
-						range.bitmap.data, 0xff));
-
-	for (j = 0; j < self->nr; j++) {
-		list_del_init(&self->m[j]->dma.link);
-		dirty_log_model_forget(self->m[j]);
-	}
+	unmap_get_dirty(log, self->base, (last->dma.iova + last->dma.size - self->base) /
+			log->info.pgsize, 0xff);
 	for (j = 0; j < self->nr; j++) {
 		dirty_log_map_again(log, self->m[j]);
 		dirty_log_check_all(log);
 	}
 }
+
+/* ---- Calls that fail ---- */
 
 FIXTURE(vfio_dirty_log_container) {
 	struct dirty_log log;
@@ -885,333 +808,144 @@ FIXTURE_TEARDOWN(vfio_dirty_log_container)
 	dirty_log_teardown(&self->log);
 }
 
-/* The largest bitmap: its memory stays untouched but where something is mapped. */
-TEST_F_TIMEOUT(vfio_dirty_log_container, largest_bitmap, TIMEOUT)
-{
-	static const u32 flags[] = { DIRTY_LOG_NOCLEAR, DIRTY_LOG_CLEAR, DIRTY_LOG_GET };
-	struct dirty_log *log = &self->log;
-	u64 pgsize = log->info.pgsize, last = log->info.max_bitmap_size * 8 - 1;
-	struct vfio_iommu_type1_dirty_bitmap_get range = {
-		.iova = DIRTY_LOG_IOVA,
-		.size = (last + 1) * pgsize,
-		.bitmap = {
-			.pgsize = pgsize,
-			.size = log->info.max_bitmap_size,
-		},
-	};
-	const u32 argsz = sizeof(struct vfio_iommu_type1_dirty_bitmap) + sizeof(range);
-	const u64 poison = 0xa55a0ff0c33c9669, untouched[] = { 1, last / 128, last / 64 - 1 };
-	struct dirty_log_mapping *a, *b = NULL;
-	int i, j;
-
-	range.bitmap.data = mmap(NULL, range.bitmap.size + getpagesize(), PROT_READ | PROT_WRITE,
-				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	ASSERT_NE(MAP_FAILED, range.bitmap.data);
-
-	a = dirty_log_map_pages(log, DIRTY_LOG_IOVA + 3 * pgsize, 2);
-	if (last_iova(log) / pgsize >= DIRTY_LOG_IOVA / pgsize + last)
-		b = dirty_log_map_pages(log, DIRTY_LOG_IOVA + last * pgsize, 1);
-
-	dirty_log_start(log);
-
-	for (i = 0; i < ARRAY_SIZE(flags); i++) {
-		bool clear = flags[i] == DIRTY_LOG_CLEAR;
-
-		dirty_log_write(log, a, 1);
-		if (b)
-			dirty_log_write(log, b, 0);
-
-		range.bitmap.data[0] = clear << 4;
-		bit_put(range.bitmap.data, last, clear);
-		for (j = 0; j < ARRAY_SIZE(untouched); j++)
-			range.bitmap.data[untouched[j]] = poison;
-
-		ASSERT_EQ(0, __iommu_dirty_log_ioctl(log->iommu, argsz, flags[i], &range));
-
-		EXPECT_EQ(1UL << 4, range.bitmap.data[0]);
-		EXPECT_EQ(clear || b, bit_get(range.bitmap.data, last));
-		for (j = 0; j < ARRAY_SIZE(untouched); j++)
-			EXPECT_EQ(poison, range.bitmap.data[untouched[j]]);
-
-		if (flags[i] != DIRTY_LOG_NOCLEAR)
-			dirty_log_model_clear(log, range.iova, last + 1, NULL);
-		dirty_log_check_all(log);
-
-		/* One page more than the largest bitmap has bits for, or a larger bitmap */
-		range.size += pgsize;
-		EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argsz, flags[i], &range));
-		range.bitmap.size += 8;
-		EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argsz, flags[i], &range));
-		range.size -= pgsize;
-		EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argsz, flags[i], &range));
-		range.bitmap.size -= 8;
-	}
-}
-
-/* The log continues while the container has no mapping. */
-TEST_F_TIMEOUT(vfio_dirty_log_container, unmap_all, TIMEOUT)
-{
-	struct dirty_log *log = &self->log;
-	struct dirty_log_mapping *m = dirty_log_map_pages(log, DIRTY_LOG_IOVA, 70);
-
-	dirty_log_start(log);
-	dirty_log_write(log, m, 2);
-
-	iommu_unmap_all(log->iommu);
-	dirty_log_model_forget(m);
-	dirty_log_model_forget(log->src);
-	dirty_log_check(log, DIRTY_LOG_NOCLEAR, DIRTY_LOG_IOVA, 70);
-	dirty_log_check(log, DIRTY_LOG_GET, DIRTY_LOG_IOVA, 70);
-	dirty_log_clear(log, DIRTY_LOG_IOVA, 70, NULL);
-
-	iommu_map(log->iommu, &log->device->driver.region);
-	dirty_log_map_again(log, log->src);
-	dirty_log_map_again(log, m);
-	dirty_log_check(log, DIRTY_LOG_GET, DIRTY_LOG_IOVA, 70);
-	dirty_log_write(log, m, 3);
-	dirty_log_check_all(log);
-}
-
-/* DMA goes on while vaddr is away, and so does the log. */
-TEST_F_TIMEOUT(vfio_dirty_log_container, vaddr, TIMEOUT)
-{
-	struct dirty_log *log = &self->log;
-	struct dirty_log_mapping *m;
-	int round;
-
-	if (iommu_check_extension(log->iommu, VFIO_UPDATE_VADDR) != 1)
-		SKIP(return, "the container does not offer VFIO_UPDATE_VADDR");
-
-	m = dirty_log_map_pages(log, DIRTY_LOG_IOVA, 70);
-
-	for (round = 0; round < 2; round++) {
-		/* Started before, and while vaddr is away */
-		if (!round)
-			dirty_log_start(log);
-		ASSERT_EQ(0, __iommu_vaddr_invalidate(log->iommu, &m->dma));
-		dirty_log_start(log);
-		dirty_log_write(log, m, 1);
-		dirty_log_write(log, m, 2);
-		dirty_log_check_all(log);
-		dirty_log_clear_page(log, m, 1);
-		dirty_log_write(log, m, 3);
-
-		m->dma.vaddr = mremap(m->dma.vaddr, m->dma.size, m->dma.size,
-				      MREMAP_MAYMOVE | MREMAP_FIXED,
-				      mmap_reserve(m->dma.size, SZ_2M, 0));
-		ASSERT_NE(MAP_FAILED, m->dma.vaddr);
-		ASSERT_EQ(0, __iommu_vaddr_update(log->iommu, &m->dma));
-
-		dirty_log_check_all(log);
-		dirty_log_write(log, m, 4);
-		dirty_log_check(log, DIRTY_LOG_GET, DIRTY_LOG_IOVA, 70);
-		dirty_log_stop(log);
-	}
-}
-
-/* ---- Calls that fail ---- */
-
-/*
- * The bitmap cannot be accessed, at all or from its second page on. Catches a GET
- * that cleared what it could not report, in this or in an earlier mapping, a
- * CLEAR that clears before it has read its mask, an UNMAP that has unmapped a part.
- */
-TEST_F_TIMEOUT(vfio_dirty_log_container, bad_pointers, TIMEOUT)
-{
-	static const struct {
-		int prot[2];
-		bool clear_can;
-	} bad[] = {
-		{ { PROT_NONE, PROT_NONE } },
-		{ { PROT_READ | PROT_WRITE, PROT_NONE } },
-		{ { PROT_NONE, PROT_READ | PROT_WRITE } },
-		{ { PROT_READ, PROT_READ }, true },
-		{ { PROT_READ | PROT_WRITE, PROT_READ }, true },
-	};
-	struct dirty_log *log = &self->log;
-	const size_t page = getpagesize();
-	/* In the first page of the bitmap, in both, in the second */
-	const struct pages pages[] = {
-		{ 0, 130 }, { 8 * page - 64, 128 }, { 8 * page + 7000, 64 }
-	};
-	u64 npages = pages[2].first + pages[2].npages;
-	struct vfio_iommu_type1_dirty_bitmap_get range = {
-		.iova = DIRTY_LOG_IOVA,
-		.size = npages * log->info.pgsize,
-		.bitmap = {
-			.pgsize = log->info.pgsize,
-			.size = DIRTY_LOG_BITMAP_BYTES(npages),
-		},
-	};
-	struct dirty_log_mapping *m[3];
-	int i, j, f, ret;
-	u8 *bits;
-
-	bits = dirty_log_alloc(2 * page, 0);
-	range.bitmap.data = (__u64 *)bits;
-	for (j = 0; j < 3; j++)
-		m[j] = dirty_log_map_pages(log, DIRTY_LOG_IOVA + pages[j].first * log->info.pgsize,
-					   pages[j].npages);
-	dirty_log_start(log);
-
-	for (f = 0; f < ARRAY_SIZE(reading); f++) {
-		for (i = 0; i < ARRAY_SIZE(bad); i++) {
-			bool works = reading[f] == DIRTY_LOG_CLEAR && bad[i].clear_can;
-
-			/* One of them read before, the others only known to the IOMMU */
-			for (j = 0; j < 3; j++) {
-				dirty_log_write(log, m[j], 0);
-				dirty_log_write(log, m[j], 63);
-				dirty_log_write(log, m[j], m[j]->npages / 2);
-			}
-			if (i % 2)
-				dirty_log_check(log, DIRTY_LOG_NOCLEAR, m[1]->dma.iova, 128);
-
-			memset(bits, 0xff, 2 * page);
-			ASSERT_EQ(0, mprotect(bits, page, bad[i].prot[0]));
-			ASSERT_EQ(0, mprotect(bits + page, page, bad[i].prot[1]));
-			ret = bitmap_or_unmap(log, reading[f], &range);
-			ASSERT_EQ(0, mprotect(bits, 2 * page, PROT_READ | PROT_WRITE));
-
-			EXPECT_EQ(works ? 0 : -EFAULT, ret) {
-				TH_LOG("flag 0x%x, pointer %d", reading[f], i);
-			}
-			if (works)
-				dirty_log_model_clear(log, DIRTY_LOG_IOVA, npages, NULL);
-			else
-				dirty_log_model_error(log);
-			dirty_log_check_all(log);
-			dirty_log_check(log, DIRTY_LOG_GET, DIRTY_LOG_IOVA, npages);
-		}
-	}
-
-	/* All three are still there. */
-	for (j = 0; j < 3; j++) {
-		dirty_log_write(log, m[j], 1);
-		dirty_log_check_all(log);
-		dirty_log_unmap(log, m[j]);
-	}
-}
-
 #define FIELD(_field)	(offsetof(struct vfio_iommu_type1_dirty_bitmap_get, _field) / 8)
 
 /*
- * Every field at every kind of bad value. None may change the log or the bitmap.
+ * Every field at every kind of bad value, and bitmaps that cannot be accessed, at
+ * all or from their second page on. None may change the log. Catches a GET that
+ * cleared what it could not report, in this or in an earlier mapping, a CLEAR that
+ * touches the log before it has read its mask, an UNMAP that has unmapped a part.
  * (All fields are 64 bits wide: the table counts in words.)
  */
 TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 {
 	struct dirty_log *log = &self->log;
-	const u64 pgsize = log->info.pgsize, npages = 130;
-	u64 bitmap[8], end = DIRTY_LOG_IOVA + npages * pgsize;
+	const u64 pgsize = log->info.pgsize;
+	const size_t page = getpagesize();
+	/* In the first page of the bitmap, in both, in the second */
+	const struct pages pages[] = {
+		{ 0, 130 }, { 8 * page - 64, 128 }, { 8 * page + 7000, 64 }
+	};
+	const u64 npages = pages[2].first + pages[2].npages, bytes = DIRTY_LOG_BITMAP_BYTES(npages);
+	u8 *bits = dirty_log_alloc(4 * page, 0);
 	const struct vfio_iommu_type1_dirty_bitmap_get good = {
 		.iova = DIRTY_LOG_IOVA,
 		.size = npages * pgsize,
 		.bitmap = {
 			.pgsize = pgsize,
-			.size = DIRTY_LOG_BITMAP_BYTES(npages),
-			.data = (__u64 *)bitmap,
+			.size = bytes,
+			.data = (__u64 *)bits,
 		},
 	};
+	const int r = PROT_READ, w = PROT_WRITE;
 	const struct {
 		const char *name;
 		int err, field;
 		u64 value;
+		/* Rights that the bitmap's pages lack */
+		int lack[2];
 	} bad[] = {
 		{ "size 0", -EINVAL, FIELD(size), 0 },
-		{ "size 1", -EINVAL, FIELD(size), 1 },
 		{ "size not of whole pages", -EINVAL, FIELD(size), good.size - 1 },
 		{ "size of half a page more", -EINVAL, FIELD(size), good.size + pgsize / 2 },
-		{ "size for more bits than there are", -EINVAL, FIELD(size), 193 * pgsize },
+		{ "size of a page too many", -EINVAL, FIELD(size), (8 * bytes + 1) * pgsize },
 		{ "size up to the end of 64 bits", -EINVAL, FIELD(size), -good.iova },
 		{ "size beyond 64 bits", -EOVERFLOW, FIELD(size), pgsize - good.iova },
-		{ "size of -1", -EOVERFLOW, FIELD(size), ~0UL },
 		{ "iova + size beyond 64 bits", -EOVERFLOW, FIELD(iova), -pgsize },
-		{ "iova 1", -EINVAL, FIELD(iova), 1 },
 		{ "iova not of whole pages", -EINVAL, FIELD(iova), good.iova + pgsize / 2 },
 		{ "pgsize 0", -EINVAL, FIELD(bitmap.pgsize), 0 },
-		{ "pgsize 1", -EINVAL, FIELD(bitmap.pgsize), 1 },
 		{ "half the pgsize", -EINVAL, FIELD(bitmap.pgsize), pgsize / 2 },
 		{ "double the pgsize", -EINVAL, FIELD(bitmap.pgsize), pgsize * 2 },
 		{ "pgsize 3", -EINVAL, FIELD(bitmap.pgsize), pgsize * 3 },
 		{ "pgsize of 2^63", -EINVAL, FIELD(bitmap.pgsize), 1UL << 63 },
 		{ "no bitmap", -EINVAL, FIELD(bitmap.size), 0 },
-		{ "bitmap a byte too small", -EINVAL, FIELD(bitmap.size), good.bitmap.size - 1 },
-		{ "bitmap a word too small", -EINVAL, FIELD(bitmap.size), good.bitmap.size - 8 },
+		{ "bitmap a byte too small", -EINVAL, FIELD(bitmap.size), bytes - 1 },
 		{ "bitmap too large", -EINVAL, FIELD(bitmap.size), log->info.max_bitmap_size + 1 },
 		{ "bitmap of -1", -EINVAL, FIELD(bitmap.size), ~0UL },
 		{ "bitmap in the kernel", -EINVAL, FIELD(bitmap.data), 0xffff888000000000UL },
 		{ "bitmap up to the end of 64 bits", -EINVAL, FIELD(bitmap.data), -8UL },
 		{ "bitmap at NULL", -EFAULT, FIELD(bitmap.data), 0 },
+		{ "no access", -EFAULT, FIELD(iova), good.iova, { r | w, r | w } },
+		{ "no access to page 1", -EFAULT, FIELD(iova), good.iova, { 0, r | w } },
+		{ "no access to page 0", -EFAULT, FIELD(iova), good.iova, { r | w, 0 } },
+		{ "read-only", -EFAULT, FIELD(iova), good.iova, { w, w } },
+		{ "read-only page 1", -EFAULT, FIELD(iova), good.iova, { 0, w } },
 	};
 	const u32 argsz = sizeof(struct vfio_iommu_type1_dirty_bitmap);
-	const u32 argszs[] = { 0, 1, argsz - 1, argsz, argsz + sizeof(good) - 1 };
+	const u32 argszs[] = { 0, argsz - 1, argsz, argsz + sizeof(good) - 1 };
+	struct vfio_iommu_type1_dma_unmap *unmap = dirty_log_alloc(page, 0);
 	struct vfio_iommu_type1_dirty_bitmap_get range;
-	struct dirty_log_mapping *m;
-	u8 *bits;
-	int i, f;
+	struct dirty_log_mapping *m[3];
+	int i, j, f, ret;
 
-	m = dirty_log_map_pages(log, DIRTY_LOG_IOVA, npages);
+	for (j = 0; j < 3; j++)
+		m[j] = dirty_log_map_pages(log, DIRTY_LOG_IOVA + pages[j].first * pgsize,
+					   pages[j].npages);
 	dirty_log_start(log);
 
 	for (f = 0; f < ARRAY_SIZE(reading); f++) {
 		for (i = 0; i < ARRAY_SIZE(bad); i++) {
+			int err = bad[i].err;
+
 			/* UNMAP looks at the bitmap's size first, which is bad, too. */
-			if (!reading[f] && bad[i].field == FIELD(size) && bad[i].err == -EOVERFLOW)
+			if (!reading[f] && bad[i].field == FIELD(size) && err == -EOVERFLOW)
 				continue;
 
-			dirty_log_write(log, m, i);
-			memset(bitmap, 0xff, sizeof(bitmap));
+			/* The mask is only read. */
+			if (reading[f] == DIRTY_LOG_CLEAR && (bad[i].lack[0] | bad[i].lack[1]) == w)
+				err = 0;
+
+			/* Pages that were read before, and some that only the IOMMU knows */
+			dirty_log_check(log, DIRTY_LOG_GET, DIRTY_LOG_IOVA, npages);
+			for (j = 0; j < 3; j++) {
+				dirty_log_write(log, m[j], 0);
+				dirty_log_write(log, m[j], 63);
+				dirty_log_write(log, m[j], i);
+			}
+			if (i % 2)
+				dirty_log_check(log, DIRTY_LOG_NOCLEAR, m[1]->dma.iova, 128);
+
+			memset(bits, 0xff, 4 * page);
 			range = good;
 			((u64 *)&range)[bad[i].field] = bad[i].value;
 			if (bad[i].field == FIELD(bitmap.pgsize) && bad[i].value == pgsize / 2)
-				range.bitmap.size = sizeof(bitmap);
+				range.bitmap.size = 2 * bytes;
+			ASSERT_EQ(0, mprotect(bits, page, (r | w) & ~bad[i].lack[0]));
+			ASSERT_EQ(0, mprotect(bits + page, page, (r | w) & ~bad[i].lack[1]));
+			ret = bitmap_or_unmap(log, reading[f], &range);
+			ASSERT_EQ(0, mprotect(bits, 2 * page, r | w));
 
-			EXPECT_EQ(bad[i].err, bitmap_or_unmap(log, reading[f], &range)) {
+			EXPECT_EQ(err, ret) {
 				TH_LOG("flag 0x%x, %s", reading[f], bad[i].name);
 			}
-			EXPECT_EQ(~0UL, bitmap[0] & bitmap[1] & bitmap[2] & bitmap[3]);
+			if (ret == -EINVAL)
+				EXPECT_EQ(0xff, bits[0] & bits[8] & bits[page] & bits[bytes - 1]);
+			if (!ret)
+				dirty_log_model_clear(log, DIRTY_LOG_IOVA, npages, NULL);
+
+			/* The container may have read the IOMMU's bits. */
+			for (j = 0; j < 3; j++)
+				memset(m[j]->in_iommu, false, m[j]->npages);
 			dirty_log_check_all(log);
 		}
-		dirty_log_check(log, DIRTY_LOG_GET, DIRTY_LOG_IOVA, npages);
 	}
 
 	/* argsz, and flags: one of the five is the only right thing. */
-	dirty_log_write(log, m, 7);
-	for (i = 0; i < ARRAY_SIZE(argszs); i++) {
-		for (f = 0; f < 3; f++) {
+	for (f = 0; f < 3; f++) {
+		for (i = 0; i < ARRAY_SIZE(argszs); i++)
 			EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argszs[i],
 								   reading[f], &good)) {
 				TH_LOG("flag 0x%x, argsz %u", reading[f], argszs[i]);
 			}
-		}
 	}
 	EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argsz - 1, DIRTY_LOG_STOP, NULL));
-	for (i = 0; i < 5; i++) {
-		for (f = 0; f < i; f++) {
+	for (f = 1; f < 1 << 5; f++) {
+		if (f & (f - 1))
 			EXPECT_EQ(-EINVAL, __iommu_dirty_log_ioctl(log->iommu, argsz + sizeof(good),
-								   1U << i | 1U << f, &good)) {
-				TH_LOG("flags 0x%x", 1U << i | 1U << f);
+								   f, &good)) {
+				TH_LOG("flags 0x%x", f);
 			}
-		}
 	}
-	EXPECT_EQ(-1, ioctl(log->iommu->container_fd, VFIO_IOMMU_DIRTY_PAGES, NULL));
-	EXPECT_EQ(EFAULT, errno);
-	dirty_log_check_all(log);
-
-	/* Odd, but right: a huge argsz, IOVA 0, a bitmap at an odd address, and larger */
-	range = good;
-	range.iova = 0;
-	range.size = end;
-	range.bitmap.size = DIRTY_LOG_BITMAP_BYTES(end / pgsize) + 8;
-	bits = calloc_assert(1, range.bitmap.size + 1);
-	range.bitmap.data = (__u64 *)(bits + 1);
-	EXPECT_EQ(0, __iommu_dirty_log_ioctl(log->iommu, ~0U, DIRTY_LOG_NOCLEAR, &range));
-	EXPECT_EQ(NULL, dirty_log_model_compare(log, good.iova, npages,
-						bits + 1 + good.iova / pgsize / 8, 0));
-	EXPECT_EQ(0, __iommu_dirty_log_ioctl(log->iommu, ~0U, DIRTY_LOG_CLEAR, &range));
-	dirty_log_model_clear(log, 0, end / pgsize, bits + 1);
-	dirty_log_check_all(log);
 
 	/* UNMAP takes the bitmap along with no other flag, and only with all of it. */
 	EXPECT_EQ(-EINVAL, __iommu_unmap_ioctl(log->iommu, UNMAP_DIRTY | VFIO_DMA_UNMAP_FLAG_VADDR,
@@ -1220,115 +954,27 @@ TEST_F_TIMEOUT(vfio_dirty_log_container, bad_arguments, TIMEOUT)
 					       0, 0, &good.bitmap, NULL));
 	EXPECT_EQ(-EINVAL, __iommu_unmap_ioctl(log->iommu, UNMAP_DIRTY, good.iova, good.size,
 					       NULL, NULL));
-	dirty_log_write(log, m, 8);
+
+	/* It cannot report how much it has unmapped, so that has to be nothing. */
+	unmap->argsz = sizeof(*unmap) + sizeof(good.bitmap);
+	unmap->flags = UNMAP_DIRTY;
+	unmap->iova = good.iova;
+	unmap->size = good.size;
+	memcpy(unmap->data, &good.bitmap, sizeof(good.bitmap));
+	ASSERT_EQ(0, mprotect(unmap, page, r));
+	EXPECT_EQ(-1, ioctl(log->iommu->container_fd, VFIO_IOMMU_UNMAP_DMA, unmap));
+	EXPECT_EQ(EFAULT, errno);
 	dirty_log_check_all(log);
-	dirty_log_unmap(log, m);
-}
 
-static void write_file(const char *name, const char *text)
-{
-	int fd = open(name, O_WRONLY);
-
-	VFIO_ASSERT_EQ(write(fd, text, strlen(text)), (ssize_t)strlen(text), "%s\n", name);
-	close(fd);
-}
-
-/* Leave the memory cgroup @room bytes more than it uses. */
-static void limit_memory(u64 room)
-{
-	int fd = open("memory.current", O_RDONLY);
-	char text[32] = {};
-
-	VFIO_ASSERT_GT(read(fd, text, sizeof(text) - 1), 0);
-	close(fd);
-	snprintf_assert(text, sizeof(text), "%lu", strtoul(text, NULL, 0) + room);
-	write_file("memory.max", text);
-}
-
-/* START, and MAP while the log runs, where there is no memory for their bitmaps */
-static int memory_cgroup_child(void)
-{
-	struct dma_region regions[48] = {};
-	void *vaddr = dirty_log_alloc(SZ_1G, MAP_HUGETLB | MAP_HUGE_1GB);
-	u64 *bitmap = calloc_assert(1, DIRTY_LOG_BITMAP_BYTES(SZ_1G / getpagesize()));
-	struct dirty_log log;
-	int i, ret;
-
-	if (vaddr == MAP_FAILED || dirty_log_setup(&log, bdfs[0]))
-		return KSFT_SKIP;
-
-	write_file("cgroup.procs", "0");
-	for (i = 0; i < ARRAY_SIZE(regions); i++) {
-		regions[i].vaddr = vaddr;
-		regions[i].iova = DIRTY_LOG_IOVA + (u64)i * SZ_1G;
-		regions[i].size = SZ_1G;
-		if (i < ARRAY_SIZE(regions) / 2)
-			iommu_map(log.iommu, &regions[i]);
-	}
-	VFIO_ASSERT_EQ(mlockall(MCL_CURRENT), 0);
-
-	limit_memory(SZ_256K);
-	VFIO_ASSERT_EQ(__iommu_dirty_log_start(log.iommu), -ENOMEM);
-	VFIO_ASSERT_EQ(dirty_log_call(&log, DIRTY_LOG_GET, DIRTY_LOG_IOVA,
-				      SZ_1G / log.info.pgsize, bitmap), -EINVAL);
-
-	write_file("memory.max", "max");
-	iommu_dirty_log_start(log.iommu);
-	limit_memory(SZ_256K);
-	for (ret = 0; !ret && i > ARRAY_SIZE(regions) / 2; i--)
-		ret = __iommu_map(log.iommu, &regions[i - 1]);
-	VFIO_ASSERT_EQ(ret, -ENOMEM);
-
-	return KSFT_PASS;
-}
-
-FIXTURE(vfio_dirty_log_memory) {
-	char root[32];
-};
-
-FIXTURE_SETUP(vfio_dirty_log_memory)
-{
-	strcpy(self->root, "/tmp/cgroup.XXXXXX");
-	ASSERT_NE(NULL, mkdtemp(self->root));
-	if (mount("none", self->root, "cgroup2", 0, NULL)) {
-		rmdir(self->root);
-		SKIP(return, "no cgroup2: %s", strerror(errno));
-	}
-	ASSERT_EQ(0, chdir(self->root));
-	write_file("cgroup.subtree_control", "+memory");
-	ASSERT_EQ(0, mkdir("vfio_dirty_log_test", 0700));
-	ASSERT_EQ(0, chdir("vfio_dirty_log_test"));
-}
-
-FIXTURE_TEARDOWN(vfio_dirty_log_memory)
-{
-	EXPECT_EQ(0, chdir(self->root));
-	EXPECT_EQ(0, rmdir("vfio_dirty_log_test"));
-	EXPECT_EQ(0, chdir("/"));
-	EXPECT_EQ(0, umount(self->root));
-	EXPECT_EQ(0, rmdir(self->root));
-}
-
-/*
- * What grows with the mappings is charged to the user's memory cgroup. Catches a
- * user that is killed where a call can fail.
- */
-TEST_F_TIMEOUT(vfio_dirty_log_memory, limited, TIMEOUT)
-{
-	pid_t pid = fork();
-	int status;
-
-	ASSERT_GE(pid, 0);
-	if (!pid)
-		_exit(memory_cgroup_child());
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-
-	ASSERT_TRUE(WIFEXITED(status)) {
-		TH_LOG("killed by signal %d", WTERMSIG(status));
-	}
-	if (WEXITSTATUS(status) == KSFT_SKIP)
-		SKIP(return, "needs a free page of 1 GiB and a device with a driver in libvfio");
-	EXPECT_EQ(KSFT_PASS, WEXITSTATUS(status));
+	/* Odd, but right: a huge argsz, IOVA 0, and a bitmap that is larger */
+	range = good;
+	range.iova = 0;
+	range.size = good.iova + good.size;
+	range.bitmap.size = DIRTY_LOG_BITMAP_BYTES(range.size / pgsize) + 8;
+	range.bitmap.data = calloc_assert(1, range.bitmap.size);
+	EXPECT_EQ(0, __iommu_dirty_log_ioctl(log->iommu, ~0U, DIRTY_LOG_NOCLEAR, &range));
+	EXPECT_EQ(NULL, dirty_log_model_compare(log, good.iova, npages, (u8 *)range.bitmap.data +
+						good.iova / pgsize / 8, 0));
 }
 
 /* ---- Two devices ---- */
@@ -1379,10 +1025,10 @@ static const char *attach(struct dirty_log *log, const char *bdf, struct vfio_pc
 }
 
 /*
- * Catches a domain that is not started on attach, dirty pages lost at the attach,
- * and a CLEAR that flushes only one device's IOTLB.
+ * Catches a domain that is not started on attach, dirty pages lost at attach or
+ * detach, and a CLEAR, START or detach that forgets one of the devices.
  */
-TEST_F_TIMEOUT(vfio_dirty_log_two_devices, attach_while_tracking, TIMEOUT)
+TEST_F_TIMEOUT(vfio_dirty_log_two_devices, detach_while_tracking, TIMEOUT)
 {
 	struct dirty_log *log = &self->log;
 	struct dirty_log_mapping *m = self->m;
@@ -1414,25 +1060,8 @@ TEST_F_TIMEOUT(vfio_dirty_log_two_devices, attach_while_tracking, TIMEOUT)
 	dirty_log_stop(log);
 	dirty_log_start(log);
 	dirty_log_check_all(log);
-	dirty_log_write_at(log, self->second, m, 3 * pgsize);
-	dirty_log_write(log, m, 4);
-	dirty_log_check(log, DIRTY_LOG_GET, DIRTY_LOG_IOVA, m->npages);
-	dirty_log_check_all(log);
-}
 
-/* Catches a detach that loses dirty pages, or stops the others' log. */
-TEST_F_TIMEOUT(vfio_dirty_log_two_devices, detach_while_tracking, TIMEOUT)
-{
-	struct dirty_log *log = &self->log;
-	struct dirty_log_mapping *m = self->m;
-	u64 pgsize = log->info.pgsize;
-	const char *skip;
-
-	skip = attach(log, bdfs[1], &self->second);
-	if (skip)
-		SKIP(return, "%s", skip);
-
-	dirty_log_start(log);
+	/* One read before, two not */
 	dirty_log_write(log, m, 1);
 	dirty_log_check_all(log);
 	dirty_log_write(log, m, 2);

@@ -5,12 +5,8 @@
 #include <unistd.h>
 
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 
-#include <linux/align.h>
 #include <linux/log2.h>
-#include <linux/mman.h>
-#include <linux/sizes.h>
 #include <linux/types.h>
 #include <linux/vfio.h>
 
@@ -29,9 +25,7 @@ static int container_ioctl(struct iommu *iommu, unsigned long cmd, void *arg)
 
 int iommu_check_extension(struct iommu *iommu, unsigned long extension)
 {
-	int ret;
-
-	ret = ioctl(container_fd(iommu), VFIO_CHECK_EXTENSION, extension);
+	int ret = ioctl(container_fd(iommu), VFIO_CHECK_EXTENSION, extension);
 
 	return ret < 0 ? -errno : ret;
 }
@@ -86,37 +80,17 @@ int __iommu_dirty_log_ioctl(struct iommu *iommu, u32 argsz, u32 flags,
 	return container_ioctl(iommu, VFIO_IOMMU_DIRTY_PAGES, dirty);
 }
 
-int __iommu_dirty_log_start(struct iommu *iommu)
-{
-	return __iommu_dirty_log_ioctl(iommu, sizeof(struct vfio_iommu_type1_dirty_bitmap),
-				       VFIO_IOMMU_DIRTY_PAGES_FLAG_START, NULL);
-}
-
-int __iommu_dirty_log_stop(struct iommu *iommu)
-{
-	return __iommu_dirty_log_ioctl(iommu, sizeof(struct vfio_iommu_type1_dirty_bitmap),
-				       VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP, NULL);
-}
-
-/* Outside of MODE_VFIO_TYPE1V2_IOMMU any page size does: the call is refused. */
-static u64 dirty_log_pgsize(struct iommu *iommu)
+static struct vfio_bitmap dirty_log_bitmap(struct iommu *iommu, u64 size, const void *data)
 {
 	struct iommu_dirty_log_info info;
 
+	/* Outside of MODE_VFIO_TYPE1V2_IOMMU any page size does: the call is refused. */
 	if (__iommu_dirty_log_info(iommu, &info))
-		return getpagesize();
+		info.pgsize = getpagesize();
 
-	return info.pgsize;
-}
-
-static void dirty_log_bitmap_init(struct iommu *iommu, u64 size, const void *data,
-				  struct vfio_bitmap *bitmap)
-{
-	u64 pgsize = dirty_log_pgsize(iommu);
-
-	*bitmap = (struct vfio_bitmap) {
-		.pgsize = pgsize,
-		.size = DIRTY_LOG_BITMAP_BYTES(size / pgsize),
+	return (struct vfio_bitmap) {
+		.pgsize = info.pgsize,
+		.size = DIRTY_LOG_BITMAP_BYTES(size / info.pgsize),
 		.data = (void *)data,
 	};
 }
@@ -127,9 +101,8 @@ int __iommu_dirty_log_bitmap(struct iommu *iommu, u32 flag, iova_t iova, u64 siz
 	struct vfio_iommu_type1_dirty_bitmap_get range = {
 		.iova = iova,
 		.size = size,
+		.bitmap = dirty_log_bitmap(iommu, size, data),
 	};
-
-	dirty_log_bitmap_init(iommu, size, data, &range.bitmap);
 
 	return __iommu_dirty_log_ioctl(iommu,
 				       sizeof(struct vfio_iommu_type1_dirty_bitmap) + sizeof(range),
@@ -164,10 +137,8 @@ int __iommu_unmap_ioctl(struct iommu *iommu, u32 flags, iova_t iova, u64 size,
 int __iommu_unmap_get_dirty(struct iommu *iommu, struct dma_region *region,
 			    void *data, u64 *unmapped)
 {
-	struct vfio_bitmap bitmap;
+	struct vfio_bitmap bitmap = dirty_log_bitmap(iommu, region->size, data);
 	int ret;
-
-	dirty_log_bitmap_init(iommu, region->size, data, &bitmap);
 
 	ret = __iommu_unmap_ioctl(iommu, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP,
 				  region->iova, region->size, &bitmap, unmapped);
@@ -177,23 +148,4 @@ int __iommu_unmap_get_dirty(struct iommu *iommu, struct dma_region *region,
 	list_del_init(&region->link);
 
 	return 0;
-}
-
-int __iommu_vaddr_invalidate(struct iommu *iommu, struct dma_region *region)
-{
-	return __iommu_unmap_ioctl(iommu, VFIO_DMA_UNMAP_FLAG_VADDR, region->iova,
-				   region->size, NULL, NULL);
-}
-
-int __iommu_vaddr_update(struct iommu *iommu, struct dma_region *region)
-{
-	struct vfio_iommu_type1_dma_map args = {
-		.argsz = sizeof(args),
-		.flags = VFIO_DMA_MAP_FLAG_VADDR,
-		.vaddr = (u64)region->vaddr,
-		.iova = region->iova,
-		.size = region->size,
-	};
-
-	return container_ioctl(iommu, VFIO_IOMMU_MAP_DMA, &args);
 }

@@ -5,8 +5,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#include <linux/iommufd.h>
 #include <linux/mman.h>
 #include <linux/vfio.h>
 
@@ -28,7 +30,7 @@ static void clean_page(struct dirty_log *log, struct dirty_log_mapping *m, u64 p
 }
 
 /* Its former contents are unknown: a mapping is dirty once if the log runs. */
-void dirty_log_model_map(struct dirty_log *log, struct dirty_log_mapping *m)
+static void model_map(struct dirty_log *log, struct dirty_log_mapping *m)
 {
 	memset(m->state, PAGE_DIRTY, m->npages);
 	memset(m->in_iommu, false, m->npages);
@@ -49,7 +51,7 @@ void dirty_log_model_start(struct dirty_log *log)
 	log->tracking = true;
 }
 
-void dirty_log_model_stop(struct dirty_log *log)
+static void model_stop(struct dirty_log *log)
 {
 	struct dirty_log_mapping *m;
 
@@ -187,7 +189,7 @@ void dirty_log_start(struct dirty_log *log)
 void dirty_log_stop(struct dirty_log *log)
 {
 	iommu_dirty_log_stop(log->iommu);
-	dirty_log_model_stop(log);
+	model_stop(log);
 }
 
 int dirty_log_call(struct dirty_log *log, u32 flag, iova_t iova, u64 npages, void *bitmap)
@@ -331,7 +333,7 @@ struct dirty_log_mapping *dirty_log_map_pages(struct dirty_log *log, iova_t iova
 void dirty_log_map_again(struct dirty_log *log, struct dirty_log_mapping *m)
 {
 	iommu_map(log->iommu, &m->dma);
-	dirty_log_model_map(log, m);
+	model_map(log, m);
 }
 
 void dirty_log_unmap(struct dirty_log *log, struct dirty_log_mapping *m)
@@ -370,26 +372,56 @@ bool dirty_log_splits_on_clear(void)
 	return value == 'Y';
 }
 
-const char *dirty_log_setup(struct dirty_log *log, const char *bdf)
+u32 dirty_log_attach_hwpt(struct vfio_pci_device *device)
+{
+	struct iommu_hwpt_alloc alloc = {
+		.size = sizeof(alloc),
+		.flags = IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
+		.dev_id = device->dev_id,
+		.pt_id = device->iommu->ioas_id,
+	};
+	struct vfio_device_attach_iommufd_pt attach = {
+		.argsz = sizeof(attach),
+	};
+
+	if (ioctl(device->iommu->iommufd, IOMMU_HWPT_ALLOC, &alloc))
+		return 0;
+
+	attach.pt_id = alloc.out_hwpt_id;
+	ioctl_assert(device->fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach);
+
+	return alloc.out_hwpt_id;
+}
+
+static const char *setup(struct dirty_log *log, const char *bdf, const char *mode)
 {
 	const char *expect = getenv("VFIO_DIRTY_LOG_EXPECT");
 	u64 size = getpagesize();
 
 	memset(log, 0, sizeof(*log));
 	INIT_LIST_HEAD(&log->mappings);
-	log->iommu = iommu_init(MODE_VFIO_TYPE1V2_IOMMU);
+	log->iommu = iommu_init(mode);
 	log->device = vfio_pci_device_init(bdf, log->iommu);
 
 	if (!log->device->driver.ops)
 		return "libvfio has no driver for the device";
 
-	if (iommu_check_extension(log->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR) != 1 && !expect)
-		return "the kernel does not offer VFIO_DIRTY_LOG_MANUAL_CLEAR";
+	if (log->iommu->iommufd) {
+		log->hwpt = dirty_log_attach_hwpt(log->device);
+		log->info.hw = log->hwpt;
+		log->info.pgsize = size;
+		log->info.iova_pgsizes = -size;
+	} else {
+		if (iommu_check_extension(log->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR) != 1 && !expect)
+			return "the kernel does not offer VFIO_DIRTY_LOG_MANUAL_CLEAR";
+		iommu_dirty_log_info(log->iommu, &log->info);
+		log->split_on_clear = dirty_log_splits_on_clear();
+	}
 
-	iommu_dirty_log_info(log->iommu, &log->info);
 	if (expect && *expect)
 		VFIO_ASSERT_EQ(log->info.hw, !strcmp(expect, "hw"));
-	log->split_on_clear = dirty_log_splits_on_clear();
+	if (log->iommu->iommufd && !log->hwpt)
+		return "the log is pessimistic: no domain can log";
 
 	log->iovas = iova_allocator_init(log->iommu);
 	dirty_log_start_driver(log, log->device);
@@ -397,6 +429,16 @@ const char *dirty_log_setup(struct dirty_log *log, const char *bdf)
 				       size / log->info.pgsize);
 
 	return NULL;
+}
+
+const char *dirty_log_setup(struct dirty_log *log, const char *bdf)
+{
+	return setup(log, bdf, MODE_VFIO_TYPE1V2_IOMMU);
+}
+
+const char *dirty_log_setup_iommufd(struct dirty_log *log, const char *bdf)
+{
+	return setup(log, bdf, MODE_IOMMUFD);
 }
 
 void dirty_log_teardown(struct dirty_log *log)

@@ -2,11 +2,16 @@
 #ifndef SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_DIRTY_LOG_H
 #define SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_DIRTY_LOG_H
 
+#include <linux/list.h>
+#include <linux/sizes.h>
 #include <linux/types.h>
 #include <linux/vfio.h>
 
 #include <libvfio/assert.h>
 #include <libvfio/iommu.h>
+
+struct iova_allocator;
+struct vfio_pci_device;
 
 /*
  * The dirty log of a type1 container (VFIO_IOMMU_DIRTY_PAGES). Only
@@ -60,12 +65,8 @@ struct iommu_dirty_log_info {
 };
 
 /*
- * __iommu_dirty_log_info() - What the container says about its dirty log.
- *
- * Guarantees:
- *  - Returns -ENOENT if the container has no migration capability, and the
- *    errno of VFIO_IOMMU_GET_INFO, negated, if that fails.
- *  - Asserts that pgsize is a single page size.
+ * What the container says about its dirty log: 0, or -ENOENT if it has no
+ * migration capability, or the negated errno of VFIO_IOMMU_GET_INFO.
  */
 int __iommu_dirty_log_info(struct iommu *iommu, struct iommu_dirty_log_info *info);
 
@@ -75,58 +76,27 @@ static inline void iommu_dirty_log_info(struct iommu *iommu,
 	VFIO_ASSERT_EQ(__iommu_dirty_log_info(iommu, info), 0);
 }
 
-/*
- * iommu_check_extension() - VFIO_CHECK_EXTENSION on the container.
- *
- * Guarantees:
- *  - Can be called before a device is attached.
- *  - Returns what the ioctl returned, errors as -errno.
- */
+/* VFIO_CHECK_EXTENSION on the container, also before a device is attached */
 int iommu_check_extension(struct iommu *iommu, unsigned long extension);
 
 /*
- * __iommu_dirty_log_ioctl() - One VFIO_IOMMU_DIRTY_PAGES call, nothing filled
- * in and nothing checked. @argsz is passed on as it is, @range may be NULL.
+ * One VFIO_IOMMU_DIRTY_PAGES call, nothing filled in and nothing checked. @argsz
+ * is passed on as it is, @range may be NULL.
  */
 int __iommu_dirty_log_ioctl(struct iommu *iommu, u32 argsz, u32 flags,
 			    const struct vfio_iommu_type1_dirty_bitmap_get *range);
 
 /*
- * start() - Log DMA writes from now on.
+ * Make the call @flag, which is one of
  *
- * Guarantees:
- *  - Only pages written after the call are reported (hardware log), apart from
- *    pages that an emulated device has pinned.
- *  - While the log runs, start() succeeds and changes nothing.
- */
-int __iommu_dirty_log_start(struct iommu *iommu);
-
-static inline void iommu_dirty_log_start(struct iommu *iommu)
-{
-	VFIO_ASSERT_EQ(__iommu_dirty_log_start(iommu), 0);
-}
-
-/*
- * stop() - Stop logging and forget what was logged.
- *
- * Guarantees:
- *  - While the log does not run, stop() succeeds and changes nothing.
- */
-int __iommu_dirty_log_stop(struct iommu *iommu);
-
-static inline void iommu_dirty_log_stop(struct iommu *iommu)
-{
-	VFIO_ASSERT_EQ(__iommu_dirty_log_stop(iommu), 0);
-}
-
-/*
- * bitmap() - Make the call @flag, which is one of
- *
+ *  DIRTY_LOG_START: log DMA writes from now on.
+ *  DIRTY_LOG_STOP: stop, and forget what was logged.
  *  DIRTY_LOG_GET: read the pages of [@iova, @iova + @size) and make them clean.
  *  DIRTY_LOG_NOCLEAR: read them, and leave every page as dirty as it is.
  *  DIRTY_LOG_CLEAR: make those pages clean whose bits are set in @bitmap.
  *
  * Guarantees:
+ *  - START while the log runs, and STOP while it does not, change nothing.
  *  - A call that reads writes the bit of each mapped page of the range, 0 or 1.
  *    Every other bit of @bitmap is left as it was.
  *  - DMA that writes to a page after the call that made it clean makes it dirty
@@ -139,6 +109,26 @@ static inline void iommu_dirty_log_stop(struct iommu *iommu)
  */
 int __iommu_dirty_log_bitmap(struct iommu *iommu, u32 flag, iova_t iova, u64 size,
 			     const void *bitmap);
+
+static inline int __iommu_dirty_log_start(struct iommu *iommu)
+{
+	return __iommu_dirty_log_bitmap(iommu, DIRTY_LOG_START, 0, 0, NULL);
+}
+
+static inline void iommu_dirty_log_start(struct iommu *iommu)
+{
+	VFIO_ASSERT_EQ(__iommu_dirty_log_start(iommu), 0);
+}
+
+static inline int __iommu_dirty_log_stop(struct iommu *iommu)
+{
+	return __iommu_dirty_log_bitmap(iommu, DIRTY_LOG_STOP, 0, 0, NULL);
+}
+
+static inline void iommu_dirty_log_stop(struct iommu *iommu)
+{
+	VFIO_ASSERT_EQ(__iommu_dirty_log_stop(iommu), 0);
+}
 
 static inline void iommu_dirty_log_get(struct iommu *iommu, iova_t iova,
 				       u64 size, void *bitmap)
@@ -159,8 +149,7 @@ static inline void iommu_dirty_log_clear(struct iommu *iommu, iova_t iova,
 }
 
 /*
- * __iommu_unmap_ioctl() - One VFIO_IOMMU_UNMAP_DMA call for a range of IOVA,
- * which need not be that of one struct dma_region. @bitmap goes along with
+ * One VFIO_IOMMU_UNMAP_DMA call. @bitmap goes along with
  * VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP and may be NULL without it. @unmapped may
  * be NULL; if not, it is always what the kernel left in the size field.
  *
@@ -170,21 +159,156 @@ int __iommu_unmap_ioctl(struct iommu *iommu, u32 flags, iova_t iova, u64 size,
 			const struct vfio_bitmap *bitmap, u64 *unmapped);
 
 /*
- * unmap_get_dirty() - Unmap @region and read which of its pages were dirty.
- *
- * Guarantees:
- *  - What the device wrote before the call is in @bitmap.
- *  - On an error nothing is unmapped and nothing is lost from the log.
+ * Unmap @region and read which of its pages were dirty. On an error nothing is
+ * unmapped and nothing is lost from the log.
  */
 int __iommu_unmap_get_dirty(struct iommu *iommu, struct dma_region *region,
 			    void *bitmap, u64 *unmapped);
 
 /*
- * vaddr_invalidate() and vaddr_update() - Take the process' virtual address away
- * from @region, which stays mapped, and give it @region->vaddr as the new one.
- * For containers that offer VFIO_UPDATE_VADDR.
+ * A model of the dirty log of a container, kept in step with a real one, and a
+ * device whose DMA fills both. Whatever is read from the log is compared with the
+ * model bit by bit.
+ *
+ * The IOMMU logs by leaf of its page table. How large the leaves are is known in
+ * part only, so a page next to one that was written may be reported or not; once
+ * it was reported, it must be until it is cleared. With a pessimistic log every
+ * page is dirty, always.
  */
-int __iommu_vaddr_invalidate(struct iommu *iommu, struct dma_region *region);
-int __iommu_vaddr_update(struct iommu *iommu, struct dma_region *region);
+enum dirty_log_page {
+	PAGE_CLEAN,
+	PAGE_EITHER,
+	PAGE_DIRTY,
+};
+
+struct dirty_log_mapping {
+	struct list_head link;
+	struct dma_region dma;
+	u64 npages;
+
+	/* Pages that share a leaf, at least and at most */
+	u64 min_leaf, max_leaf;
+
+	/* enum dirty_log_page of each page */
+	u8 *state;
+
+	/* Pages that an emulated device has pinned: dirty while that lasts */
+	u8 *pinned;
+
+	/* Pages whose leaf is dirty, pages that were split off into a leaf of their own */
+	u8 *in_iommu, *alone;
+};
+
+struct dirty_log {
+	struct iommu *iommu;
+	struct vfio_pci_device *device;
+	struct iova_allocator *iovas;
+	struct iommu_dirty_log_info info;
+
+	/* The domain that logs, if it is one of iommufd's */
+	u32 hwpt;
+
+	struct list_head mappings;
+	bool tracking;
+
+	/* A leaf that CLEAR_BITMAP cleans becomes smaller leaves, if it can */
+	bool split_on_clear;
+
+	/* The device reads here, which makes nothing dirty */
+	struct dirty_log_mapping *src;
+
+	/* Bytes that bitmaps are off their alignment */
+	unsigned int misalign;
+
+	u8 seq;
+};
+
+/* Above 4 GiB, out of the way of the drivers: where tests map things */
+#define DIRTY_LOG_IOVA		(16UL * SZ_1G)
+
+/* Bytes of one DMA write. Some devices cannot do less than 60. */
+#define DIRTY_LOG_DMA_SIZE	64
+
+/*
+ * Open @bdf in a type1v2 container, with a driver that does DMA. Returns the
+ * reason why this is not possible, for SKIP(), or NULL. $VFIO_DIRTY_LOG_EXPECT
+ * names the log, hw or pessimistic, that the machine has: the other one is a
+ * failure.
+ */
+const char *dirty_log_setup(struct dirty_log *log, const char *bdf);
+
+/*
+ * The same in an iommufd. @log->hwpt is for the caller's own ioctls, all calls below
+ * that read, clear, start or stop are for containers.
+ */
+const char *dirty_log_setup_iommufd(struct dirty_log *log, const char *bdf);
+void dirty_log_teardown(struct dirty_log *log);
+
+/* Put the device into a domain of its iommufd that can log: the domain's ID, or 0 */
+u32 dirty_log_attach_hwpt(struct vfio_pci_device *device);
+
+/* Whether CLEAR_BITMAP splits dirty leaves here, see struct dirty_log */
+bool dirty_log_splits_on_clear(void);
+
+/* Another device of the container: map what its driver needs and start that */
+void dirty_log_start_driver(struct dirty_log *log, struct vfio_pci_device *device);
+
+/* Shared memory, MAP_FAILED if there is none. @flags are those of mmap(). */
+void *dirty_log_alloc(u64 size, int flags);
+
+/* Map memory that consists of pages of @page_size at least. */
+struct dirty_log_mapping *dirty_log_map(struct dirty_log *log, void *vaddr, iova_t iova,
+					u64 size, u64 page_size);
+struct dirty_log_mapping *dirty_log_map_pages(struct dirty_log *log, iova_t iova, u64 npages);
+void dirty_log_map_again(struct dirty_log *log, struct dirty_log_mapping *m);
+void dirty_log_unmap(struct dirty_log *log, struct dirty_log_mapping *m);
+
+void dirty_log_start(struct dirty_log *log);
+void dirty_log_stop(struct dirty_log *log);
+
+/* @flag is DIRTY_LOG_GET, DIRTY_LOG_NOCLEAR or DIRTY_LOG_CLEAR. 0 or -errno. */
+int dirty_log_call(struct dirty_log *log, u32 flag, iova_t iova, u64 npages, void *bitmap);
+
+/* Read by @flag, and compare also what is around the bitmap. */
+void dirty_log_check(struct dirty_log *log, u32 flag, iova_t iova, u64 npages);
+
+/* Check each mapping, and leave the log as it is. */
+void dirty_log_check_all(struct dirty_log *log);
+
+/* A NULL mask is one of all ones, beyond the range as well. */
+void dirty_log_clear(struct dirty_log *log, iova_t iova, u64 npages, const void *mask);
+void dirty_log_clear_page(struct dirty_log *log, struct dirty_log_mapping *m, u64 page);
+
+/* Let @device write DIRTY_LOG_DMA_SIZE bytes at byte @offset of @m. */
+void dirty_log_write_at(struct dirty_log *log, struct vfio_pci_device *device,
+			struct dirty_log_mapping *m, u64 offset);
+void dirty_log_write(struct dirty_log *log, struct dirty_log_mapping *m, u64 page);
+
+static inline iova_t dirty_log_iova(struct dirty_log *log, struct dirty_log_mapping *m, u64 page)
+{
+	return m->dma.iova + page * log->info.pgsize;
+}
+
+/* The model alone, for tests that make their calls themselves */
+
+void dirty_log_model_forget(struct dirty_log_mapping *m);
+void dirty_log_model_start(struct dirty_log *log);
+void dirty_log_model_write(struct dirty_log *log, struct dirty_log_mapping *m, u64 page);
+
+/* @mask NULL: GET, or a mapping that starts anew */
+void dirty_log_model_clear(struct dirty_log *log, iova_t iova, u64 npages, const void *mask);
+
+/* After a call that failed a page may be dirtier than before, never cleaner. */
+void dirty_log_model_error(struct dirty_log *log);
+
+/* A group was attached, perhaps with a new IOMMU domain. */
+void dirty_log_model_attach(struct dirty_log *log);
+
+/*
+ * Compare @bitmap, whose bytes were @poison before it was written, with the model.
+ * Returns what is wrong with it, or NULL.
+ */
+const char *dirty_log_model_compare(struct dirty_log *log, iova_t iova, u64 npages,
+				    const void *bitmap, u8 poison);
 
 #endif /* SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_DIRTY_LOG_H */
