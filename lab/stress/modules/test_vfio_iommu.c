@@ -131,7 +131,9 @@ static int test_attach(struct iommu_domain *domain, struct device *dev,
 {
 	guard(mutex)(&test_lock);
 
-	if (to_test_domain(domain)->dev != to_test_dev(dev))
+	/* One that cannot log would take a domain that logs: it must not be asked to. */
+	if (to_test_domain(domain)->dev != to_test_dev(dev) &&
+	    (!domain->dirty_ops || test_capable_dev(to_test_dev(dev))))
 		return -EINVAL;
 
 	to_test_dev(dev)->domain = to_test_domain(domain);

@@ -9,7 +9,8 @@
  * Name of the module and of its platform driver. Y or N, written to the attribute
  * "devices" of the driver, makes the devices come and go. They are named
  * TEST_VFIO_IOMMU.0 and so on, each in a group of its own and behind an IOMMU of
- * its own: no two of them share a domain.
+ * its own: no two of them share a domain, unless the kernel mistakes one that logs
+ * for one that does not.
  */
 #define TEST_VFIO_IOMMU			"test_vfio_iommu"
 
