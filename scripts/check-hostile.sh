@@ -94,7 +94,7 @@ if wants awake; then
 	awake KASAN 'BUG: KASAN: slab-out-of-bounds in kmalloc_oob_right'
 fi
 
-all=fail_nth,race_test,module_test,test,migration_test,fuzz_test
+all=fail_nth,race_test,module_test,test,limits_test,migration_test,fuzz_test
 for log in hw pessimistic; do
 	if wants $log; then
 		hostile "debug kernel, $log" debug $log 14400 $all "$debug_calls" "$raced"
@@ -146,7 +146,7 @@ if wants kcsan; then
 	awake KCSAN 'BUG: KCSAN: data-race in test_kernel_(read|write)'
 	say "booting: KCSAN"
 	calls=${DEBUG_CALLS:-50000} raced=${SECONDS_RACED:-600}
-	hostile KCSAN kcsan hw 7200 race_test:-r:race.all,race_test:-r:race.migration,module_test,test,fuzz_test $((calls / 5)) $((raced / 5))
+	hostile KCSAN kcsan hw 7200 race_test:-r:race.all,race_test:-r:race.migration,module_test,test,limits_test,fuzz_test $((calls / 5)) $((raced / 5))
 	kcsan_ours | sort | uniq -c >"$LOGS/kcsan.races"
 	say "# KCSAN: $(grep -c ' ours: ' "$LOGS/kcsan.races" || :) races in what the series touches, $(grep -c ' else: ' "$LOGS/kcsan.races" || :) elsewhere (build/logs/kcsan.races):"
 	sed 's/^/# /' "$LOGS/kcsan.races"
