@@ -1,7 +1,13 @@
-# Tables of cost.tsv, scale.tsv and precopy.tsv; cost.get and precopy.mean for bench.gnuplot.
+# Tables of cost.tsv, scale.tsv, precopy.tsv, large.tsv and split.tsv; cost.get and precopy.mean for bench.gnuplot.
 FNR == 1 { file++; next }
 file == 1 { cost[$1, $2, $3, $4, $5, $6] = $7; if ($6 == 4 && $5 > mib && $5 <= 1024) mib = $5; next }
 file == 2 { page[$3, $4, $5] = $7; call[$3, $4, $5] = $8; if (!seen[$5]++) size[++sizes] = $5; next }
+file == 4 {
+	if (!($10 in leaf_seen)) { leaf[++leaves] = $10; leaf_seen[$10] }
+	large[$1, $2, $10] = $5; large_rounds[$1, $2, $10] = $8
+	next
+}
+/^split/ { figure[++figures] = sprintf("  %-44s%9d KiB%12.0f", $2, $3, $4); if ($4 < 1000) sub(/[0-9]+$/, sprintf("%.1f", $4), figure[figures]); next }
 {
 	key = $1 SUBSEP $2 SUBSEP $3
 	n[key]++; sent[key] += $5; oracle[key] += $6; redundant[key] += $7; rounds[key] += $8; stop[key] += $9
@@ -18,6 +24,9 @@ function costs(name, p) {
 	printf "  %-10s%10s%8s%11s%8s%11s%8s%8s\n", name, of("mainline", "iommufd", "noclear", p),
 		of("mainline", "iommufd", "get", p), of("series", "iommufd", "noclear", p), of("series", "iommufd", "get", p),
 		of("series", "type1", "noclear", p), of("series", "type1", "get", p), of("series", "type1", "clear", p)
+}
+function pages(w, mode, l) {
+	return (w, mode, l) in large ? sprintf("%d (%d)", large[w, mode, l], large_rounds[w, mode, l]) : "-"
 }
 function sends(name, w, mode, c,    key) {
 	key = w SUBSEP mode SUBSEP c
@@ -56,6 +65,16 @@ END {
 			if (chunk[j] == 64 || chunk[j] == 512 || chunk[j] == 4096 || chunk[j] == all)
 				sends("", writer[i], "manual", chunk[j])
 	}
+	print "\nThe same of 32 MiB, cleared in chunks of 512 pages, by the size of the leaves; pages sent"
+	print "(rounds; 30 is given up):\n\n  writer        leaves             get          manual           split"
+	for (i = 1; i <= writers; i++)
+		for (j = 1; j <= leaves; j++)
+			printf "  %-9s%7d KiB%16s%16s%16s\n", j == 1 ? writer[i] : "", leaf[j], pages(writer[i], "get", leaf[j]),
+				pages(writer[i], "manual", leaf[j]), pages(writer[i], "split", leaf[j])
+	print "\nOne page of each leaf of 1 GiB written; instructions, and memory of page tables:\n"
+	for (i = 1; i <= figures; i++)
+		print figure[i]
+
 	# A mean of 0 is drawn at the lower edge.
 	for (key in n) {
 		split(key, k, SUBSEP)

@@ -55,8 +55,8 @@ table() {
 
 report() {
 	cd "$out" || exit
-	for file in cost scale precopy; do [ -s $file.tsv ] || die "build/bench/$file.tsv is not there: make bench makes it"; done
-	awk -F'\t' -f "$TOP/scripts/bench-tables.awk" cost.tsv scale.tsv precopy.tsv | tee report.txt
+	for file in cost scale precopy large split; do [ -s $file.tsv ] || die "build/bench/$file.tsv is not there: make bench makes it"; done
+	awk -F'\t' -f "$TOP/scripts/bench-tables.awk" cost.tsv scale.tsv precopy.tsv large.tsv split.tsv | tee report.txt
 	enter gnuplot /checkout/scripts/bench.gnuplot || die "gnuplot failed"
 }
 
@@ -96,8 +96,12 @@ all)
 	# The container is full of mappings of 64 MiB; see the test for ops and patterns.
 	measure bench-scale bench/series 3 "$perf -s -t series -u insn -m 64,1024,16384,65536,262144 -r 2"
 	table bench-scale 8 "$columns insn_per_call" >"$out/scale.tsv"
+	columns="writer mode chunk_pages seed sent oracle redundant rounds dirty_at_stop leaf_kib"
 	measure bench-precopy bench/series 1 "./vfio_dirty_log_precopy_test -m 64 -s 3"
-	table bench-precopy 9 "writer mode chunk_pages seed sent oracle redundant rounds dirty_at_stop" >"$out/precopy.tsv"
+	table bench-precopy 10 "$columns" >"$out/precopy.tsv"
+	measure bench-large bench/series 8 "./vfio_dirty_log_split_test; ./vfio_dirty_log_precopy_test -m 32 -c 512 -l 4,2048,1048576"
+	table bench-large 10 "$columns" | grep -v '^split' >"$out/large.tsv"
+	{ printf 'what\tfigure\tleaf_kib\tvalue\n' && grep '^split' "$LOGS/vm-bench-large.tap"; } >"$out/split.tsv"
 	report
 	say "build/bench: $(cd "$out" && echo *); done in $(hms $SECONDS)"
 	;;
