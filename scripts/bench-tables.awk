@@ -7,7 +7,7 @@ file == 4 {
 	large[$1, $2, $10] = $5; large_rounds[$1, $2, $10] = $8
 	next
 }
-/^split/ { figure[++figures] = sprintf("  %-44s%9d KiB%12.0f", $2, $3, $4); if ($4 < 1000) sub(/[0-9]+$/, sprintf("%.1f", $4), figure[figures]); next }
+/^split/ { figure[++figures] = sprintf("  %-44s%9d KiB%12s", $2, $3, sprintf($4 < 1000 ? "%.1f" : "%d", $4)); next }
 {
 	key = $1 SUBSEP $2 SUBSEP $3
 	n[key]++; sent[key] += $5; oracle[key] += $6; redundant[key] += $7; rounds[key] += $8; stop[key] += $9
