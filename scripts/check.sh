@@ -177,7 +177,8 @@ no_device() {
 		cd /tmp/kselftest
 		./run_kselftest.sh -c vfio >/tmp/tap
 		cat /tmp/tap
-		if grep -E "^(not )?ok" /tmp/tap | grep -v "# SKIP"; then exit 1; fi
+		# vfio_setup_test.sh has a /sys of its own.
+		if grep -E "^(not )?ok" /tmp/tap | grep -vE "# SKIP|^ok .*setup_test"; then exit 1; fi
 		grep -c "# SKIP" /tmp/tap | sed "s/\$/ test programs skipped/"
 	'
 }
