@@ -43,7 +43,8 @@ if [ "${run:-}" = awake ]; then
 	echo 1 >/proc/sys/kernel/watchdog_thresh
 	echo 2 >/proc/sys/kernel/hung_task_timeout_secs
 	cd /modules || leave 1
-	echo "${kunit:-}" >/sys/module/kunit/parameters/filter_glob
+	# No newline: it would be part of the pattern.
+	printf %s "${kunit:-}" >/sys/module/kunit/parameters/filter_glob
 	while read -r module arguments; do
 		[ -e "$module.ko" ] || continue
 		echo "# $module $arguments"
