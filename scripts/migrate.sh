@@ -50,9 +50,20 @@ long "migration's initramfs" 1 enter bash -euc '
 ' migrate "/cache/${QEMU_DIR##*/}" || die "the initramfs of the migration could not be made"
 
 rc=0
-for log in hw pessimistic; do
+for log in hw pessimistic no-flush; do
 	grep -q "^$log" "$plan" || continue
-	LIMIT=${LIMIT:-7200} boot "$LOGS/migrate-$log.tap" $log migrate || rc=1
+	args=("$log" migrate) variant=
+	if [ $log = no-flush ]; then
+		# The kernel of make mutants, with one fault from the start
+		variant=mutants
+		if [ ! -e "$BASE_DIR/obj-mutants/boot/bzImage" ]; then
+			say "skip    a kernel that does not flush: make mutants builds it"
+			continue
+		fi
+		n=$(cd "$TOP/lab/mutants" && printf '%s\n' *.diff | grep -n '^type1-clear-no-flush' | cut -d: -f1)
+		args=(hw migrate only=no-flush "mutant=$n")
+	fi
+	LIMIT=${LIMIT:-7200} VARIANT=$variant boot "$LOGS/migrate-$log.tap" "${args[@]}" || rc=1
 	cat "$LOGS/migrate-$log.tap" >>"$LOGS/migrate.tap"
 done
 {

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Run in the guest, by scripts/guest.sh, which has $expect (hw or pessimistic) from the
 # kernel's command line. The file /migrate/plan has a test a line: LOG NAME OUTCOME
-# ARGUMENTS..., for the machine whose log is LOG, with arguments for `migrate`. OUTCOME is
+# ARGUMENTS..., for the machine whose log is LOG, with arguments for `migrate`. LOG
+# no-flush is a kernel whose CLEAR_BITMAP does not flush ($only picks it). OUTCOME is
 # what has to come of it: equal, lost, endless, or refused. split=0 is for this script:
 # large leaves stay; split=1: skip it where the kernel does not split. Prints TAP, and a
 # line of figures (migrate.sh names them) a migration.
@@ -26,10 +27,11 @@ done
 while sleep 30; do echo "alive" >/dev/console; done &
 
 failed=0 n=0
+only=${only:-$expect}
 echo "TAP version 13"
-echo "1..$(grep -c "^$expect" plan)"
+echo "1..$(grep -c "^$only" plan)"
 while read -r log name outcome arguments; do
-	[ "$log" = "$expect" ] || continue
+	[ "$log" = "$only" ] || continue
 	n=$((n + 1))
 	huge=Y
 	[[ $arguments == *leaf=2m* ]] || huge=N
