@@ -7,7 +7,7 @@
 # short: two migrations, for make check.
 # PLAN=FILE: other ones, a line each, as in lab/migrate/plan (lab/migrate/guest.sh has
 # their meaning).
-# Prints TAP; the figures go to build/migrate.tsv.
+# Prints TAP; the figures go to build/migrate.tsv and, of the whole plan, migrate.svg.
 . "$(dirname "$0")/lib.sh"
 prepare
 : >"$LOGS/migrate.tap"
@@ -70,4 +70,5 @@ done
 	printf 'name\tmode\tleaf\tpattern\tseed\toutcome\tfloor\tpages\trounds\tstopped\tframes\tread_clear\tread\tclear\n'
 	sed -n 's/^row\t//p' "$LOGS/migrate.tap"
 } >"$BUILD/migrate.tsv"
+if [ "$plan" = "$TOP/lab/migrate/plan" ]; then enter gnuplot /checkout/lab/migrate/figure.gnuplot || rc=1; fi
 exit $rc
