@@ -172,7 +172,8 @@ inside_rows() { # SET...
 		kunit_of "$name"
 	done
 }
-inside_base() { build "$1" >"$S/base/$1.new"; mv "$S/base/$1.new" "$S/base/$1-$recipe"; }
+# From nothing: what was compiled already would say nothing.
+inside_base() { rm -rf "$S/obj/$1"; build "$1" >"$S/base/$1.new"; mv "$S/base/$1.new" "$S/base/$1-$recipe"; }
 
 kunit_of() { # SET, at its tip
 	local kept config=drivers/iommu/.kunitconfig
