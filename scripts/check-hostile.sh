@@ -158,7 +158,8 @@ if wants 64k; then
 	say "booting: pages of 64 KiB"
 	IOMMU=smmuv3 vm 64k hw hostile 7200 tests=test,migration_test VFIO_DIRTY_LOG_MIGRATIONS=3 ||
 		wrong "pages of 64 KiB: a test failed, the machine died or the kernel complained"
-	skips=$(unexpected_skips smmuv3-hw "$tap")
+	# With these the CPU has no hugepage of 1 GiB.
+	skips=$(unexpected_skips smmuv3-hw "$tap" | grep -v 'no memory of pages of 0x40000000 bytes' || :)
 	[ -z "$skips" ] || wrong "pages of 64 KiB: skipped: $skips"
 fi
 
