@@ -97,12 +97,13 @@ build() {
 	grep -aE '(^|: )(warning|error|fatal error): |^make.*\*\*\*' "$log" | sed -E 's/:[0-9]+(:[0-9]+)?:/:/' | sort -u
 }
 
-kernel_doc() { # COMMIT FILE...: what it says of them
-	local f
+kernel_doc() { # COMMIT FILE...: what it says of them; two may run at a time
+	local f dir
+	dir=$(mktemp -d)
 	for f in "${@:2}"; do
-		mkdir -p "/tmp/kd/${f%/*}"
-		git show "$1:$f" >"/tmp/kd/$f" 2>/dev/null || continue
-		(cd /tmp/kd && /src/linux/tools/docs/kernel-doc -none -Wall "$f" 2>&1)
+		mkdir -p "$dir/${f%/*}"
+		git show "$1:$f" >"$dir/$f" 2>/dev/null || continue
+		(cd "$dir" && /src/linux/tools/docs/kernel-doc -none -Wall "$f" 2>&1)
 	done | sed -E 's/:[0-9]+/:/' | sort -u
 }
 
