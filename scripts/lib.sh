@@ -19,8 +19,8 @@ recipe_of() { sed -n '/^long \|^[a-z]*() {$/,$p' "$TOP/scripts/$1"; }
 ENV_DIR=$CACHE/env-$(recipe_of build-env.sh | key_of "$TOP/scripts/packages" -)
 QEMU_DIR=$CACHE/qemu-$(recipe_of build-qemu.sh | key_of "$TOP/scripts/packages" - "$TOP"/lab/qemu/*.mak "$TOP"/{lab/qemu,qemu}/{series,*.patch} "$TOP/lab/migrate/mutant.patch")
 
-# The base tree in the cache: git (repository), src (the tree that is built), obj,
-# kunit. Named by the version in series.txt, or by what KERNEL= holds.
+# The base tree in the cache: git (repository), src (the tree that is built), obj.
+# Named by the version in series.txt, or by what KERNEL= holds.
 series_header() { sed -n "s/^# $1: *//p" "$TOP/series.txt" 2>/dev/null | head -n 1; }
 user_git() { git -c safe.directory='*' -C "$KERNEL" "$@"; }
 base_name() {

@@ -97,7 +97,7 @@ get_base() {
 	need_room 6000 "the kernel tree"
 	tmp=$CACHE/tmp.base
 	rm -rf "$tmp"
-	mkdir -p "$tmp/src" "$tmp/obj" "$tmp/kunit"
+	mkdir -p "$tmp/src" "$tmp/obj"
 	if [ -z "${KERNEL:-}" ]; then
 		long "kernel source" 3 inside fetch "${name#linux-}" ||
 			die "the kernel source could not be fetched: is there a network, and has the archive still a linux-source of 7.3 or later? (KERNEL=DIR takes a tree of yours)"
