@@ -111,7 +111,7 @@ long initramfs 1 enter "${with[@]}" bash -euc '
 	fi
 	rm -rf $root/obj $root/cache
 	mkdir $root/modules
-	if [ -n "$splat" ]; then find $obj/{kernel,lib,mm,samples,splat} -name "*.ko" -exec cp {} $root/modules/ \;; fi
+	if [ -n "$splat" ]; then find $obj -name "*.ko" -exec cp {} $root/modules/ \;; fi
 	install -m 755 /checkout/scripts/guest.sh $root/init
 	cd $root
 	mkdir $obj/boot.tmp
