@@ -50,7 +50,8 @@ if [ "${run:-}" = awake ]; then
 		echo "# $module $arguments"
 		# shellcheck disable=SC2086 # words
 		busybox insmod "$module.ko" $arguments
-		busybox rmmod "$module"
+		# kcsan_test needs it.
+		[ "$module" = torture ] || busybox rmmod "$module"
 	done <<-'END'
 		splat what=lockdep
 		splat what=atomic_sleep
