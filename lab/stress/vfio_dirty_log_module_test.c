@@ -989,6 +989,7 @@ TEST_F_TIMEOUT(vfio_dirty_log_mock, large_page_size, TIMEOUT)
 
 	ASSERT_EQ(0, mock_attach(e, large));
 	EXPECT_EQ(-EOPNOTSUPP, __iommu_dirty_log_start(e->iommu));
+	EXPECT_EQ(0, iommu_check_extension(e->iommu, VFIO_DIRTY_LOG_MANUAL_CLEAR));
 	EXPECT_FALSE(mock_tracks(a));
 	EXPECT_FALSE(mock_tracks(large));
 	mock_detach(large);
