@@ -145,18 +145,21 @@ static void test_walk(struct kunit *test)
 	}
 }
 
+static int (*const start_stop[])(struct iommu_domain *domain) = {
+	iommu_dirty_log_start, iommu_dirty_log_stop,
+};
+
 static void test_start_stop(struct kunit *test)
 {
 	struct mock_domain *mock = test->priv;
+	unsigned int i;
 
-	KUNIT_EXPECT_EQ(test, 0, iommu_dirty_log_start(&mock->domain));
-	KUNIT_EXPECT_TRUE(test, mock->enabled);
-	KUNIT_EXPECT_EQ(test, 0, iommu_dirty_log_stop(&mock->domain));
-	KUNIT_EXPECT_FALSE(test, mock->enabled);
-	mock->fail_at = 3;
-	KUNIT_EXPECT_EQ(test, -EIO, iommu_dirty_log_start(&mock->domain));
-	mock->fail_at = 4;
-	KUNIT_EXPECT_EQ(test, -EIO, iommu_dirty_log_stop(&mock->domain));
+	for (i = 0; i < ARRAY_SIZE(start_stop); i++) {
+		KUNIT_EXPECT_EQ(test, 0, start_stop[i](&mock->domain));
+		KUNIT_EXPECT_EQ(test, mock->enabled, !i);
+		mock->fail_at = mock->calls + 1;
+		KUNIT_EXPECT_EQ(test, -EIO, start_stop[i](&mock->domain));
+	}
 	/* neither looks at the log */
 	KUNIT_EXPECT_EQ(test, mock->calls, 4);
 }
@@ -184,10 +187,8 @@ static void test_refused(struct kunit *test)
 	for (i = 0; i < ARRAY_SIZE(incapable); i++) {
 		domain->dirty_ops = incapable[i];
 		KUNIT_EXPECT_FALSE(test, iommu_dirty_log_capable(domain));
-		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
-				iommu_dirty_log_start(domain));
-		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
-				iommu_dirty_log_stop(domain));
+		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP, start_stop[0](domain));
+		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP, start_stop[1](domain));
 		KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
 				iommu_dirty_log_read(domain, SZ_1M, SZ_4K,
 						     NULL));

@@ -30,6 +30,8 @@ struct record_case {
 	/* the bits that this has to set */
 	unsigned int first_bit;
 	unsigned int nbits;
+	/* bytes of the buffer, if not TEST_BUF_SIZE */
+	unsigned int buf_size;
 };
 
 static const struct record_case record_cases[] = {
@@ -61,7 +63,8 @@ KUNIT_ARRAY_PARAM_DESC(record, record_cases, name);
 static void expect_bits(struct kunit *test, const unsigned long *found,
 			unsigned int offset, const struct record_case *rec)
 {
-	const unsigned int total = TEST_BUF_SIZE * BITS_PER_BYTE;
+	const unsigned int total =
+		(rec->buf_size ?: TEST_BUF_SIZE) * BITS_PER_BYTE;
 	unsigned int first = offset * BITS_PER_BYTE + rec->first_bit;
 	unsigned int last = first + rec->nbits;
 
@@ -95,29 +98,27 @@ static void record(struct kunit *test)
 	const size_t length = rec->npages * rec->page_size;
 	struct iova_bitmap *bitmap;
 	unsigned long *found;
+	unsigned int i, pass;
 	void __user *buf;
-	unsigned int i;
 
 	buf = user_buffer(test, TEST_BUF_SIZE);
 	found = kunit_kmalloc(test, TEST_BUF_SIZE, GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, found);
 
 	for (i = 0; i < ARRAY_SIZE(offsets); i++) {
-		KUNIT_ASSERT_EQ(test, 0, clear_user(buf, TEST_BUF_SIZE));
 		bitmap = iova_bitmap_alloc(rec->iova, length, rec->page_size,
 					   buf + offsets[i]);
 		KUNIT_ASSERT_NOT_ERR_OR_NULL(test, bitmap);
-		iova_bitmap_set(bitmap, rec->rec_iova, rec->rec_length);
-		/* Once more, with the pages pinned */
-		KUNIT_ASSERT_EQ(test, 0,
-				copy_from_user(found, buf, TEST_BUF_SIZE));
-		expect_bits(test, found, offsets[i], rec);
-		KUNIT_ASSERT_EQ(test, 0, clear_user(buf, TEST_BUF_SIZE));
-		iova_bitmap_set(bitmap, rec->rec_iova, rec->rec_length);
+		/* The second time with the pages pinned */
+		for (pass = 0; pass < 2; pass++) {
+			KUNIT_ASSERT_EQ(test, 0,
+					clear_user(buf, TEST_BUF_SIZE));
+			iova_bitmap_set(bitmap, rec->rec_iova, rec->rec_length);
+			KUNIT_ASSERT_EQ(test, 0, copy_from_user(found, buf,
+								TEST_BUF_SIZE));
+			expect_bits(test, found, offsets[i], rec);
+		}
 		iova_bitmap_free(bitmap);
-		KUNIT_ASSERT_EQ(test, 0,
-				copy_from_user(found, buf, TEST_BUF_SIZE));
-		expect_bits(test, found, offsets[i], rec);
 
 		/* Kernel memory is given as whole longs */
 		if (offsets[i] % sizeof(long))
@@ -164,46 +165,39 @@ static void user_windows(struct kunit *test)
 	const unsigned long window_bits =
 		PAGE_SIZE / sizeof(struct page *) * PAGE_SIZE * BITS_PER_BYTE;
 	const unsigned long total = window_bits + PAGE_SIZE * BITS_PER_BYTE;
-	const unsigned long size = total + PAGE_SIZE * BITS_PER_BYTE;
-	const struct {
-		unsigned long first, end;
-	} runs[] = {
-		{ 0, 2 },
-		{ window_bits - 30, window_bits + 20 },
-		{ total - 20, total - 10 },
-	};
+	const unsigned long size = total / BITS_PER_BYTE + PAGE_SIZE;
 	const unsigned long iova = SZ_1M;
+	const struct record_case recs[] = {
+		{ "last pages, and beyond", iova, total - 10, SZ_4K,
+		  iova + (total - 20) * SZ_4K, 100 * SZ_4K, total - 20, 10,
+		  size },
+		{ "before, and first pages", iova, total - 10, SZ_4K,
+		  0, iova + 2 * SZ_4K, 0, 2, size },
+		{ "from the first window into the second", iova, total - 10,
+		  SZ_4K, iova + (window_bits - 30) * SZ_4K, 50 * SZ_4K,
+		  window_bits - 30, 50, size },
+	};
 	struct iova_bitmap *bitmap;
 	unsigned long *found;
-	unsigned long end = 0;
 	void __user *buf;
 	unsigned int i;
 
 	if (BITS_PER_LONG < 64 || PAGE_SIZE > SZ_16K)
 		kunit_skip(test, "a window is too large for this machine");
 
-	buf = user_buffer(test, size / BITS_PER_BYTE);
-	found = kunit_kzalloc(test, size / BITS_PER_BYTE, GFP_KERNEL);
+	buf = user_buffer(test, size);
+	found = kunit_kmalloc(test, size, GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, found);
 
 	bitmap = iova_bitmap_alloc(iova, (total - 10) * SZ_4K, SZ_4K, buf);
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, bitmap);
-	/* the last pages, and beyond them; then the first ones, and before */
-	iova_bitmap_set(bitmap, iova + (total - 20) * SZ_4K, 100 * SZ_4K);
-	iova_bitmap_set(bitmap, 0, iova + 2 * SZ_4K);
-	/* from the first window into the second */
-	iova_bitmap_set(bitmap, iova + (window_bits - 30) * SZ_4K, 50 * SZ_4K);
-	iova_bitmap_free(bitmap);
-
-	KUNIT_ASSERT_EQ(test, 0,
-			copy_from_user(found, buf, size / BITS_PER_BYTE));
-	for (i = 0; i < ARRAY_SIZE(runs); i++) {
-		KUNIT_EXPECT_EQ(test, find_next_bit(found, size, end),
-				runs[i].first);
-		end = find_next_zero_bit(found, size, runs[i].first);
-		KUNIT_EXPECT_EQ(test, end, runs[i].end);
+	for (i = 0; i < ARRAY_SIZE(recs); i++) {
+		KUNIT_ASSERT_EQ(test, 0, clear_user(buf, size));
+		iova_bitmap_set(bitmap, recs[i].rec_iova, recs[i].rec_length);
+		KUNIT_ASSERT_EQ(test, 0, copy_from_user(found, buf, size));
+		expect_bits(test, found, 0, &recs[i]);
 	}
-	KUNIT_EXPECT_EQ(test, find_next_bit(found, size, end), size);
+	iova_bitmap_free(bitmap);
 }
 
 static int record_first_and_last(struct iova_bitmap *bitmap,
@@ -230,6 +224,8 @@ static void user_fault(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, i ? -EFAULT : 0,
 				iova_bitmap_for_each(bitmap, NULL,
 						     record_first_and_last));
+		KUNIT_EXPECT_EQ(test, i ? -EFAULT : 0,
+				iova_bitmap_fault_in(bitmap));
 		iova_bitmap_free(bitmap);
 		vm_munmap((unsigned long)buf + PAGE_SIZE, PAGE_SIZE);
 	}
