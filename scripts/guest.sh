@@ -21,7 +21,7 @@ exec </dev/null >$tty 2>&1
 
 leave() {
 	echo "# guest: exit status $1"
-	sleep 0.5
+	timeout 10 stty -F $tty raw # which waits until that is out
 	busybox poweroff -f
 	sleep 60
 }
