@@ -55,8 +55,8 @@ kmake() { # VARIANT ARGUMENT...
 is_true() {
 	local on=VFIO_IOMMU_TYPE1=y off=none config=$S/obj/$1/.config
 	case $1 in
-	off) on=IOMMUFD=y off='IOMMU_DIRTY_LOG|VFIO_CONTAINER|KUNIT|TRACEPOINTS' ;;
-	bare) on=IOMMU_SUPPORT=y off='IOMMUFD_DRIVER|VFIO|KUNIT' ;;
+	off) on=IOMMUFD=y off='VFIO_CONTAINER|KUNIT|TRACEPOINTS' ;;
+	bare) on=IOMMU_SUPPORT=y off='IOMMU_DIRTY_LOG|IOMMUFD_DRIVER|VFIO|KUNIT' ;;
 	mod) on=VFIO_IOMMU_TYPE1=m ;;
 	esac
 	if ! grep -q "^CONFIG_$on\$" "$config" || grep -E "^CONFIG_($off)=" "$config"; then
