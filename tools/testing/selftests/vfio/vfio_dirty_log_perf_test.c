@@ -429,7 +429,7 @@ int main(int argc, char *argv[])
 		leaves = perf_init(&perf, bdf, iommufd);
 		any |= leaves;
 
-		/* Without this series, a container has no log to measure. */
+		/* The container of an older kernel has no log to measure. */
 		list = strdup(leaves ? sizes : "");
 		while ((mib = strtok_r(list, ",", &list))) {
 			size = strtoull(mib, NULL, 0) * SZ_1M;
